@@ -1,0 +1,71 @@
+"""`lerobot-ext COMMAND …`: finds the command's module, runs it, turns a user's mistake into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+COMMANDS = {
+    "demo": "collect, train, serve, evaluate and show, on the virtual lab, with one command",
+    "lab": "start, stop or ask the virtual lab: an arm, a skin and cameras that speak real protocols",
+    "record": "record a dataset with colour, depth and force (LeRobot's record loop)",
+    "train": "train a policy on exactly the modalities you choose (LeRobot's train)",
+    "serve": "serve a checkpoint to robots over the network",
+    "evaluate": "run a policy on the robot, local or remote, and record what happens",
+    "visualize": "show an episode: pictures, depth and force curves",
+}
+
+
+def usage() -> str:
+    """The text of `lerobot-ext --help`."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: lerobot-ext COMMAND [options]      (lerobot-ext COMMAND --help explains one)", ""]
+    lines += [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after `lerobot-ext`; those of the process if None.
+
+    Returns:
+        0 when it went well, 2 after a mistake of the user (one line on standard error), 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name = argv.pop(0)
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(COMMANDS)}."
+        print(f"error: there is no command '{name}'; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"lerobot_ext.commands.{name}")
+    try:
+        return module.main(argv) or 0
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None or os.environ.get("LEROBOT_EXT_DEBUG"):
+            raise
+        logging.getLogger(__name__).debug("traceback of the error below", exc_info=True)
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
+
+
+def explain(error: Exception) -> str | None:
+    """The sentence for the user behind `error`, or None if it is a defect that needs its traceback."""
+    from lerobot_ext.errors import UserError
+    from simplify_work.wire.errors import RemoteError
+
+    spoken = (UserError, RemoteError, ConnectionError, TimeoutError, ValueError, OSError)
+    return " ".join(str(error).split()) if isinstance(error, spoken) else None
