@@ -8,7 +8,7 @@ virtual lab listen; neither knows of the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,13 +49,10 @@ def remove_listener(name: str) -> None:
 @contextmanager
 def episode(robot: Robot) -> Iterator[None]:
     """Announce one episode of `robot`: its start on entry, its end on exit."""
-    ordered = sorted(_listeners.values(), key=lambda listener: listener.order)
-    for listener in ordered:
-        if listener.on_start is not None:
-            listener.on_start(robot)
-    try:
-        yield
-    finally:
-        for listener in reversed(ordered):
+    with ExitStack() as ends:
+        for listener in sorted(_listeners.values(), key=lambda listener: listener.order):
             if listener.on_end is not None:
-                listener.on_end(robot)
+                ends.callback(listener.on_end, robot)
+            if listener.on_start is not None:
+                listener.on_start(robot)
+        yield

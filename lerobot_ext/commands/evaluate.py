@@ -1,0 +1,185 @@
+"""`lerobot-ext evaluate`: LeRobot's rollout with recording, the policy here or on a server; the same YAML for both.
+
+`ENV=local` in the environment is the older users' switch for "the brain is remote": the policy named in the YAML
+is replaced by policy type `remote`, so that its weights are never loaded at the robot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lerobot.utils.import_utils import register_third_party_plugins
+
+register_third_party_plugins()
+
+from lerobot.configs import parser  # noqa: E402  (our names must be registered before LeRobot's are read)
+from lerobot.rollout.configs import (  # noqa: E402
+    EpisodicStrategyConfig,
+    RolloutConfig,
+    RolloutStrategyConfig,
+)
+from lerobot.scripts.lerobot_rollout import rollout  # noqa: E402
+
+from lerobot_ext.commands import config as config_files  # noqa: E402
+from lerobot_ext.commands import record  # noqa: E402
+from lerobot_ext.errors import UserError  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+HELP = """usage: [ENV=local] lerobot-ext evaluate --config_path=configs/evaluate_record.yaml [--key=value ...]
+
+Runs a policy on the robot with LeRobot's rollout, records every episode, and shows the episodes at the end.
+
+  without ENV        the policy of the YAML runs in this process
+  ENV=local          the policy runs on a server (lerobot-ext serve); its weights are never loaded here
+
+  --policy.path=DIR       the checkpoint (with ENV=local the server's business)
+  --server.address=ADDR   where the server is (default tcp://127.0.0.1:5555)
+  --server.timeout_s=S    longest wait for one answer
+  --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
+  --visualize=false       no pages at the end
+  --robot.port=PORT ...   any key of the YAML can be given here too
+"""
+
+
+@dataclass
+class ServerConfig:
+    """Where the policy runs when `ENV=local` is set.
+
+    Attributes:
+        address: As `lerobot-ext serve` prints it: `tcp://HOST:PORT`.
+        timeout_s: Longest wait for one answer, in seconds.
+        connect_timeout_s: Longest wait for the server to be there, in seconds.
+    """
+
+    address: str = "tcp://127.0.0.1:5555"
+    timeout_s: float = 5.0
+    connect_timeout_s: float = 5.0
+
+
+@dataclass
+class EvaluateConfig(RolloutConfig):
+    """LeRobot's rollout config, episodic by default, with the server and the pages at the end.
+
+    Attributes:
+        server: Where the policy runs when `ENV=local` is set.
+        visualize: Write a page for each recorded episode when the rollout has ended.
+    """
+
+    strategy: RolloutStrategyConfig = field(default_factory=EpisodicStrategyConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    visualize: bool = True
+
+
+def main(argv: list[str]) -> int | None:
+    """Evaluate as the YAML and the options in `argv` say."""
+    if not argv or "--help" in argv or "-h" in argv:
+        print(HELP)
+        return 0 if argv else 2
+    data, source = record.merged_config(argv)
+    config_files.check_keys(EvaluateConfig, data, source)
+    if not data.get("policy"):
+        raise UserError(f"{source}: evaluation needs a policy; add `policy: {{path: CHECKPOINT}}`.")
+    check_name(data)
+    root = record.check_root(data)
+    if "fps" not in data and "fps" in (data.get("dataset") or {}):
+        data["fps"] = data["dataset"]["fps"]
+    data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
+
+    existed = root is not None and root.exists()
+    cfg = parse(data)
+    if cfg.policy.type == "remote":
+        check_server(cfg)
+    try:
+        rollout.__wrapped__(cfg)
+    finally:
+        if root is not None and not existed:
+            record.discard_if_empty(root)
+    if cfg.visualize and root is not None and root.exists():
+        show(root)
+    return 0
+
+
+def check_name(data: dict[str, Any]) -> None:
+    """LeRobot wants the datasets of rollouts to be named `rollout_…`; say so before the robot is connected."""
+    dataset = data.get("dataset") or {}
+    repo_id = str(dataset.get("repo_id") or "")
+    owner, _, name = repo_id.rpartition("/")
+    if dataset and not name.startswith("rollout_"):
+        wanted = "/".join(filter(None, (owner, "rollout_" + name.removeprefix("eval_"))))
+        raise UserError(
+            f"dataset.repo_id '{repo_id}': LeRobot wants evaluations to be named rollout_…; write '{wanted}'."
+        )
+
+
+def check_checkpoint(data: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a local checkpoint folder that is not there; hub names are LeRobot's business."""
+    path = data["policy"].get("path")
+    if path is not None and _looks_local(str(path)) and not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"policy.path {path}: there is no checkpoint (no config.json in it); give the folder "
+            "…/checkpoints/last/pretrained_model of a training run, or set ENV=local if a server has it."
+        )
+    return data
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def make_remote(data: dict[str, Any]) -> dict[str, Any]:
+    """The same config with its policy on the server; what the YAML says of the policy itself stays unread here."""
+    if data["policy"].get("type") == "remote":
+        return data
+    server = data.get("server") or {}
+    remote = {"type": "remote"} | {key: server[key] for key in server}
+    logger.info("ENV=local: the policy %s runs on a server", data["policy"].get("path"))
+    return data | {"policy": remote}
+
+
+def parse(data: dict[str, Any]) -> EvaluateConfig:
+    """Decode `data` by LeRobot's own parser, which reads files and `sys.argv`."""
+
+    def identity(cfg: EvaluateConfig) -> EvaluateConfig:
+        return cfg
+
+    # LeRobot's parser looks the argument's type up in the annotations, which are strings in this module.
+    identity.__annotations__["cfg"] = EvaluateConfig
+    with config_files.as_file(data) as path:
+        sys.argv = ["lerobot-ext evaluate", f"--config_path={path}"]
+        return parser.wrap()(identity)()
+
+
+def check_server(cfg: EvaluateConfig) -> None:
+    """Meet the server before the robot moves: it must be there, and want no more than the robot gives.
+
+    Raises:
+        simplify_work.wire.errors.RemoteError: With one sentence that says which of the two is not so.
+    """
+    from lerobot.robots import make_robot_from_config
+
+    from lerobot_ext.policies.remote.modeling_remote import given_features
+    from simplify_work.local.client import PolicyClient
+
+    robot = make_robot_from_config(cfg.robot)
+    with PolicyClient(
+        cfg.policy.address,
+        timeout_s=cfg.policy.timeout_s,
+        connect_timeout_s=cfg.policy.connect_timeout_s,
+    ) as client:
+        welcome = client.connect(given_features(robot.observation_features))
+    logger.info("server at %s: policy %s", cfg.policy.address, welcome.policy_type)
+
+
+def show(root: Path) -> None:
+    """Write a page for every episode of the dataset in `root` and say where it is."""
+    from lerobot_ext.commands import visualize
+
+    output = root.with_name(f"{root.name}_pages")
+    for index in range(record.episode_count(root)):
+        visualize.main([f"--root={root}", f"--episode_index={index}", f"--output={output}"])

@@ -1,0 +1,392 @@
+"""Every place where LeRobot is extended: what, why, and how it must look for the extension to fit.
+
+Nothing else in this package replaces or wraps a name of LeRobot's. `apply` installs all of it; each extension is
+made when LeRobot's module is there, or right after its import, so that nothing is imported for its sake.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lerobot_ext import patching
+from lerobot_ext.features import FORCE, OBS_FORCE, VectorFeature
+
+SUPPORTED = ">=0.6.1,<0.7"
+OBSERVATION = "observation"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """One name of LeRobot's that we extend.
+
+    Attributes:
+        module: LeRobot's module that defines it.
+        attribute: The name in that module, with a dot for a method.
+        reason: Why it has to be extended; a sentence for the docs.
+        looks: The parameters (of a function) or members (of an enumeration) that it must have.
+        make: Makes the new function from the original; None for an enumeration that gains FORCE.
+    """
+
+    module: str
+    attribute: str
+    reason: str
+    looks: tuple[str, ...]
+    make: Callable[[Callable], Callable] | None = None
+
+    @property
+    def name(self) -> str:
+        """The full dotted name."""
+        return f"{self.module}.{self.attribute}"
+
+    def apply(self, module: ModuleType) -> None:
+        """Extend the name in `module`; again does nothing.
+
+        Raises:
+            ImportError: It does not look as expected.
+        """
+        *path, name = self.attribute.split(".")
+        owner: Any = module
+        for part in path:
+            owner = getattr(owner, part, None)
+        found = getattr(owner, name, None)
+        if found is None:
+            raise _unsupported(f"it has no {self.name}")
+        if self.make is None:
+            self._add_force(found)
+            return
+        if patching.original_of(found) is not None:
+            return
+        parameters = patching.parameters_of(found)
+        if parameters != self.looks:
+            raise _unsupported(f"its {self.name} takes {parameters} instead of {self.looks}")
+        wrapper = patching.wrap(found, self.make)
+        if owner is module:
+            patching.replace_everywhere(found, wrapper)
+        else:
+            setattr(owner, name, wrapper)
+
+    def _add_force(self, enum: Any) -> None:
+        members = tuple(member.value for member in enum)
+        if members == self.looks:
+            patching.add_enum_member(enum, FORCE.upper(), FORCE.upper())
+        elif members != (*self.looks, FORCE.upper()):
+            raise _unsupported(f"its {self.name} has {members} instead of {self.looks}")
+
+
+def table() -> list[tuple[str, str]]:
+    """What is extended: (full name, reason), in the order of the docs."""
+    return [(extension.name, extension.reason) for extension in EXTENSIONS]
+
+
+def apply() -> None:
+    """Extend LeRobot, in what is imported by now and in what will be; again does nothing.
+
+    Raises:
+        ImportError: LeRobot's version or one of the names is not what we know how to extend.
+    """
+    check_version(importlib.metadata.version("lerobot"))
+    if _applied:
+        return
+    patching.install()
+    for extension in EXTENSIONS:
+        patching.after_import.when_imported([extension.module], extension.apply)
+    _applied.append(True)
+
+
+_applied: list[bool] = []
+
+
+def check_version(found: str) -> None:
+    """Raise ImportError, with one sentence, unless LeRobot `found` is in the supported range."""
+    from packaging.specifiers import SpecifierSet
+
+    if not SpecifierSet(SUPPORTED).contains(found, prereleases=True):
+        raise _unsupported("", found)
+
+
+def _unsupported(what: str, found: str | None = None) -> ImportError:
+    found = found or importlib.metadata.version("lerobot")
+    detail = f" ({what})" if what else ""
+    return ImportError(
+        f"lerobot_ext extends LeRobot {SUPPORTED}, but LeRobot {found} is installed{detail}; install one that is "
+        f"supported with `pip install 'lerobot{SUPPORTED}'`, or update lerobot_robot_ext."
+    )
+
+
+# --- features: a vector beside the joints and the images ---
+
+
+def _hw_to_dataset_features(original: Callable) -> Callable:
+    def hw_to_dataset_features(hw_features: dict, prefix: str, use_video: bool = True) -> dict:
+        vectors = {key: v for key, v in hw_features.items() if isinstance(v, VectorFeature)}
+        if not vectors or prefix != OBSERVATION:
+            return original(hw_features, prefix, use_video)
+        others = {key: value for key, value in hw_features.items() if key not in vectors}
+        features = original(others, prefix, use_video)
+        for key, vector in vectors.items():
+            features[f"{prefix}.{key}"] = {
+                "dtype": "float32",
+                "shape": tuple(vector),
+                "names": list(vector.names),
+            }
+        return features
+
+    return hw_to_dataset_features
+
+
+def _build_dataset_frame(original: Callable) -> Callable:
+    def build_dataset_frame(ds_features: dict, values: dict, prefix: str) -> dict[str, np.ndarray]:
+        vectors = [key for key in ds_features if _is_vector(key, ds_features[key], values, prefix)]
+        if not vectors:
+            return original(ds_features, values, prefix)
+        others = {key: feature for key, feature in ds_features.items() if key not in vectors}
+        frame = original(others, values, prefix)
+        for key in vectors:
+            frame[key] = _vector(key, ds_features[key], values, prefix)
+        return frame
+
+    return build_dataset_frame
+
+
+def _is_vector(key: str, feature: dict, values: dict, prefix: str) -> bool:
+    """Whether LeRobot, which looks for every number under its own name, cannot build this feature but we can."""
+    if not key.startswith(f"{prefix}.") or feature["dtype"] != "float32" or len(feature["shape"]) != 1:
+        return False
+    names = feature.get("names")
+    if names is not None and all(name in values for name in names):
+        return False
+    return key == OBS_FORCE or key.removeprefix(f"{prefix}.") in values
+
+
+def _vector(key: str, feature: dict, values: dict, prefix: str) -> np.ndarray:
+    name = key.removeprefix(f"{prefix}.")
+    if name not in values:
+        raise ValueError(
+            f"{key} is a feature of the dataset or policy, but the robot's observation has no '{name}', only "
+            f"{', '.join(sorted(values))}; configure the robot's force_sensors as they were when it was recorded."
+        )
+    value = np.array(values[name], dtype=np.float32)
+    if value.shape != tuple(feature["shape"]):
+        raise ValueError(
+            f"'{name}' in the observation has shape {value.shape}, {key} expects {tuple(feature['shape'])}."
+        )
+    if not np.isfinite(value).all():
+        raise ValueError(f"'{name}' in the observation has numbers that are not finite: {value.tolist()}.")
+    return value
+
+
+def _dataset_to_policy_features(original: Callable) -> Callable:
+    def dataset_to_policy_features(features: dict) -> dict:
+        from lerobot.configs.types import FeatureType
+
+        policy_features = original(features)
+        if OBS_FORCE in policy_features:
+            force = policy_features[OBS_FORCE]
+            policy_features[OBS_FORCE] = replace(force, type=FeatureType(FORCE.upper()))
+        return policy_features
+
+    return dataset_to_policy_features
+
+
+# --- episodes: announced to whoever has to prepare for them ---
+
+
+def _record_loop(original: Callable) -> Callable:
+    signature = patching.signature_of(original)
+
+    def record_loop(*args: Any, **kwargs: Any) -> Any:
+        from lerobot_ext.recording.episodes import episode
+
+        given = signature.bind(*args, **kwargs).arguments
+        recording = given.get("dataset") is not None
+        with episode(given["robot"]) if recording else nullcontext():
+            return original(*args, **kwargs)
+
+    return record_loop
+
+
+def _policy_loop(original: Callable) -> Callable:
+    def _policy_loop(self: Any, ctx: Any, robot: Any, *args: Any, **kwargs: Any) -> Any:
+        from lerobot_ext.recording.episodes import episode
+
+        # An asynchronous engine runs by now and holds the last episode's last observation: actions computed from
+        # it while the sensors are tared would be the first ones of this episode.
+        engine = self._engine
+        engine.pause()
+        with episode(getattr(robot, "inner", robot)):
+            engine.notify_observation(None)
+            engine.reset()
+            engine.resume()
+            return original(self, ctx, robot, *args, **kwargs)
+
+    return _policy_loop
+
+
+def _build_rollout_context(original: Callable) -> Callable:
+    def build_rollout_context(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        from lerobot.rollout import context
+
+        # LeRobot takes every tuple among the robot's features for a camera and compares these with the policy's
+        # images. With a vector among them the comparison is made here, and before anything is connected.
+        make_robot, rename_map = context.make_robot_from_config, cfg.rename_map
+        context.make_robot_from_config = partial(_make_checked_robot, make_robot, cfg)
+        try:
+            return original(cfg, *args, **kwargs)
+        finally:
+            context.make_robot_from_config, cfg.rename_map = make_robot, rename_map
+
+    return build_rollout_context
+
+
+def _make_checked_robot(make_robot: Callable, cfg: Any, robot_cfg: Any) -> Any:
+    robot = make_robot(robot_cfg)
+    features = robot.observation_features
+    if cfg.rename_map or not any(isinstance(value, VectorFeature) for value in features.values()):
+        return robot
+    provided = {
+        f"observation.images.{key}"
+        for key, value in features.items()
+        if isinstance(value, tuple) and not isinstance(value, VectorFeature)
+    }
+    expected = {key for key, feature in cfg.policy.input_features.items() if feature.type.value == "VISUAL"}
+    if not (expected <= provided or provided <= expected):
+        raise ValueError(
+            f"the policy expects the images {sorted(expected)}, the robot gives {sorted(provided)}; name the robot's "
+            "cameras as they were named in training, or map them with --rename_map."
+        )
+    cfg.rename_map = {OBS_FORCE: OBS_FORCE}  # any map, also one that renames nothing, turns LeRobot's check off
+    return robot
+
+
+# --- training: only the chosen modalities ---
+
+
+def _make_train_eval_datasets(original: Callable) -> Callable:
+    def make_train_eval_datasets(cfg: Any) -> Any:
+        if getattr(cfg, "selection", None) is None:
+            return original(cfg)
+        from lerobot_ext.modality.training import make_selected_datasets
+
+        return make_selected_datasets(original, cfg)
+
+    return make_train_eval_datasets
+
+
+def _make_pre_post_processors(original: Callable) -> Callable:
+    signature = patching.signature_of(original)
+
+    def make_pre_post_processors(*args: Any, **kwargs: Any) -> Any:
+        processors = original(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        policy_cfg = given["policy_cfg"]
+        if getattr(getattr(policy_cfg, "_runtime_dataset_meta", None), "selection", None) is None:
+            return processors
+        from lerobot_ext.modality.training import add_selection_step
+
+        return add_selection_step(policy_cfg, given.get("pretrained_path"), processors)
+
+    return make_pre_post_processors
+
+
+EXTENSIONS = (
+    Extension(
+        "lerobot.configs.types",
+        "FeatureType",
+        "Gains the member FORCE, so that a policy's features can say which of them is a force.",
+        ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE"),
+    ),
+    Extension(
+        "lerobot.utils.feature_utils",
+        "hw_to_dataset_features",
+        "Knows joints and images only: a robot's force becomes the dataset feature `observation.force`.",
+        ("hw_features", "prefix", "use_video"),
+        _hw_to_dataset_features,
+    ),
+    Extension(
+        "lerobot.utils.feature_utils",
+        "build_dataset_frame",
+        "Looks for each number of a feature under its own name: a vector is taken whole, and checked.",
+        ("ds_features", "values", "prefix"),
+        _build_dataset_frame,
+    ),
+    Extension(
+        "lerobot.utils.feature_utils",
+        "dataset_to_policy_features",
+        "Calls every observation that is not an image STATE: `observation.force` is of type FORCE.",
+        ("features",),
+        _dataset_to_policy_features,
+    ),
+    Extension(
+        "lerobot.scripts.lerobot_record",
+        "record_loop",
+        "Does not announce episodes: sensors are tared before one that is recorded.",
+        (
+            "robot",
+            "events",
+            "fps",
+            "teleop_action_processor",
+            "robot_action_processor",
+            "robot_observation_processor",
+            "dataset",
+            "teleop",
+            "control_time_s",
+            "single_task",
+            "display_data",
+            "display_mode",
+            "display_compressed_images",
+        ),
+        _record_loop,
+    ),
+    Extension(
+        "lerobot.rollout.strategies.episodic",
+        "EpisodicStrategy._policy_loop",
+        "Does not announce episodes: sensors are tared before one, while the policy waits.",
+        (
+            "self",
+            "ctx",
+            "robot",
+            "events",
+            "features",
+            "fps",
+            "control_time_s",
+            "dataset",
+            "single_task",
+        ),
+        _policy_loop,
+    ),
+    Extension(
+        "lerobot.rollout.context",
+        "build_rollout_context",
+        "Takes every tuple of the robot's features for a camera when it compares them with the policy's images.",
+        (
+            "cfg",
+            "shutdown_event",
+            "teleop_action_processor",
+            "robot_action_processor",
+            "robot_observation_processor",
+        ),
+        _build_rollout_context,
+    ),
+    Extension(
+        "lerobot.datasets.factory",
+        "make_train_eval_datasets",
+        "Decodes everything that was recorded: with a selection, what is not wanted is never decoded.",
+        ("cfg",),
+        _make_train_eval_datasets,
+    ),
+    Extension(
+        "lerobot.policies.factory",
+        "make_pre_post_processors",
+        "Saves the processors with a checkpoint: with a selection, its step comes first among them.",
+        ("policy_cfg", "pretrained_path", "pretrained_revision", "kwargs"),
+        _make_pre_post_processors,
+    ),
+)
