@@ -31,14 +31,14 @@ class Extension:
         module: LeRobot's module that defines it.
         attribute: The name in that module, with a dot for a method.
         reason: Why it has to be extended; a sentence for the docs.
-        looks: The parameters (of a function) or members (of an enumeration) that it must have.
+        looks: The parameters (of a function) or members (of an enumeration) that it must have, in order.
         make: Makes the new function from the original; None for an enumeration that gains FORCE.
     """
 
     module: str
     attribute: str
     reason: str
-    looks: tuple[str, ...]
+    looks: str
     make: Callable[[Callable], Callable] | None = None
 
     @property
@@ -58,15 +58,15 @@ class Extension:
             owner = getattr(owner, part, None)
         found = getattr(owner, name, None)
         if found is None:
-            raise _unsupported(f"it has no {self.name}")
+            raise _unsupported(f" (it has no {self.name})")
         if self.make is None:
             self._add_force(found)
             return
         if patching.original_of(found) is not None:
             return
-        parameters = patching.parameters_of(found)
+        parameters = " ".join(patching.parameters_of(found))
         if parameters != self.looks:
-            raise _unsupported(f"its {self.name} takes {parameters} instead of {self.looks}")
+            raise _unsupported(f" (its {self.name} takes '{parameters}' instead of '{self.looks}')")
         wrapper = patching.wrap(found, self.make)
         if owner is module:
             patching.replace_everywhere(found, wrapper)
@@ -74,11 +74,11 @@ class Extension:
             setattr(owner, name, wrapper)
 
     def _add_force(self, enum: Any) -> None:
-        members = tuple(member.value for member in enum)
+        members = " ".join(member.value for member in enum)
         if members == self.looks:
             patching.add_enum_member(enum, FORCE.upper(), FORCE.upper())
-        elif members != (*self.looks, FORCE.upper()):
-            raise _unsupported(f"its {self.name} has {members} instead of {self.looks}")
+        elif members != f"{self.looks} {FORCE.upper()}":
+            raise _unsupported(f" (its {self.name} has '{members}' instead of '{self.looks}')")
 
 
 def table() -> list[tuple[str, str]]:
@@ -114,9 +114,8 @@ def check_version(found: str) -> None:
 
 def _unsupported(what: str, found: str | None = None) -> ImportError:
     found = found or importlib.metadata.version("lerobot")
-    detail = f" ({what})" if what else ""
     return ImportError(
-        f"lerobot_ext extends LeRobot {SUPPORTED}, but LeRobot {found} is installed{detail}; install one that is "
+        f"lerobot_ext extends LeRobot {SUPPORTED}, but LeRobot {found} is installed{what}; install one that is "
         f"supported with `pip install 'lerobot{SUPPORTED}'`, or update lerobot_robot_ext."
     )
 
@@ -262,7 +261,8 @@ def _make_checked_robot(make_robot: Callable, cfg: Any, robot_cfg: Any) -> Any:
             f"the policy expects the images {sorted(expected)}, the robot gives {sorted(provided)}; name the robot's "
             "cameras as they were named in training, or map them with --rename_map."
         )
-    cfg.rename_map = {OBS_FORCE: OBS_FORCE}  # any map, also one that renames nothing, turns LeRobot's check off
+    # Any map, also one that renames nothing, turns LeRobot's own check off.
+    cfg.rename_map = {OBS_FORCE: OBS_FORCE}
     return robot
 
 
@@ -296,97 +296,105 @@ def _make_pre_post_processors(original: Callable) -> Callable:
     return make_pre_post_processors
 
 
+# --- devices: what would take the process down ---
+
+
+def _stop_read_thread(original: Callable) -> Callable:
+    def _stop_read_thread(self: Any) -> None:
+        if self.stop_event is not None and self.thread is not None:
+            self.stop_event.set()
+            self.thread.join(self.timeout_ms / 1e3 + 1)
+        original(self)
+
+    return _stop_read_thread
+
+
+def _cleanup(original: Callable) -> Callable:
+    def _cleanup(self: Any) -> None:
+        if self.thread is not None:
+            self._stop_read_thread()
+        original(self)
+
+    return _cleanup
+
+
 EXTENSIONS = (
     Extension(
         "lerobot.configs.types",
         "FeatureType",
         "Gains the member FORCE, so that a policy's features can say which of them is a force.",
-        ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE"),
+        "STATE VISUAL ENV ACTION REWARD LANGUAGE",
     ),
     Extension(
         "lerobot.utils.feature_utils",
         "hw_to_dataset_features",
         "Knows joints and images only: a robot's force becomes the dataset feature `observation.force`.",
-        ("hw_features", "prefix", "use_video"),
+        "hw_features prefix use_video",
         _hw_to_dataset_features,
     ),
     Extension(
         "lerobot.utils.feature_utils",
         "build_dataset_frame",
         "Looks for each number of a feature under its own name: a vector is taken whole, and checked.",
-        ("ds_features", "values", "prefix"),
+        "ds_features values prefix",
         _build_dataset_frame,
     ),
     Extension(
         "lerobot.utils.feature_utils",
         "dataset_to_policy_features",
         "Calls every observation that is not an image STATE: `observation.force` is of type FORCE.",
-        ("features",),
+        "features",
         _dataset_to_policy_features,
     ),
     Extension(
         "lerobot.scripts.lerobot_record",
         "record_loop",
         "Does not announce episodes: sensors are tared before one that is recorded.",
-        (
-            "robot",
-            "events",
-            "fps",
-            "teleop_action_processor",
-            "robot_action_processor",
-            "robot_observation_processor",
-            "dataset",
-            "teleop",
-            "control_time_s",
-            "single_task",
-            "display_data",
-            "display_mode",
-            "display_compressed_images",
-        ),
+        "robot events fps teleop_action_processor robot_action_processor "
+        "robot_observation_processor dataset teleop control_time_s single_task display_data "
+        "display_mode display_compressed_images",
         _record_loop,
     ),
     Extension(
         "lerobot.rollout.strategies.episodic",
         "EpisodicStrategy._policy_loop",
         "Does not announce episodes: sensors are tared before one, while the policy waits.",
-        (
-            "self",
-            "ctx",
-            "robot",
-            "events",
-            "features",
-            "fps",
-            "control_time_s",
-            "dataset",
-            "single_task",
-        ),
+        "self ctx robot events features fps control_time_s dataset single_task",
         _policy_loop,
     ),
     Extension(
         "lerobot.rollout.context",
         "build_rollout_context",
         "Takes every tuple of the robot's features for a camera when it compares them with the policy's images.",
-        (
-            "cfg",
-            "shutdown_event",
-            "teleop_action_processor",
-            "robot_action_processor",
-            "robot_observation_processor",
-        ),
+        "cfg shutdown_event teleop_action_processor robot_action_processor robot_observation_processor",
         _build_rollout_context,
     ),
     Extension(
         "lerobot.datasets.factory",
         "make_train_eval_datasets",
         "Decodes everything that was recorded: with a selection, what is not wanted is never decoded.",
-        ("cfg",),
+        "cfg",
         _make_train_eval_datasets,
     ),
     Extension(
         "lerobot.policies.factory",
         "make_pre_post_processors",
         "Saves the processors with a checkpoint: with a selection, its step comes first among them.",
-        ("policy_cfg", "pretrained_path", "pretrained_revision", "kwargs"),
+        "policy_cfg pretrained_path pretrained_revision kwargs",
         _make_pre_post_processors,
+    ),
+    Extension(
+        "lerobot.cameras.zmq.camera_zmq",
+        "ZMQCamera._stop_read_thread",
+        "Gives up on a thread that waits for a frame longer than two seconds: the thread is waited for.",
+        "self",
+        _stop_read_thread,
+    ),
+    Extension(
+        "lerobot.cameras.zmq.camera_zmq",
+        "ZMQCamera._cleanup",
+        "Closes the socket under the thread that reads it when connecting fails, which aborts the process.",
+        "self",
+        _cleanup,
     ),
 )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import socket
-import statistics
 import subprocess
 import tempfile
 import time
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
         "demonstrations": [as_dict(episode) for episode in demonstrations],
         "evaluations": [as_dict(episode) for episode in evaluations],
         "losses": losses(train_log),
-        "round_trips_ms": [1e3 * json.loads(line)["round_trip_s"] for line in timing.read_text().splitlines()],
+        "round_trips": [json.loads(line) for line in timing.read_text().splitlines()],
         "seconds": stages.seconds,
     }
 
@@ -221,8 +221,6 @@ def wait_for(process: subprocess.Popen, log: Path, word: str, timeout_s: float =
 
 def losses(log: Path) -> list[tuple[int, float]]:
     """(step, loss) pairs that LeRobot's train logged."""
-    import re
-
     found = re.findall(r"step:(\S+) .*?loss:([\d.]+)", log.read_text(errors="replace"))
     return [(int(float(step.replace("K", "")) * (1000 if "K" in step else 1)), float(v)) for step, v in found]
 
@@ -240,10 +238,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-
-def percentiles(values: list[float]) -> tuple[float, float]:
-    """Median and 95th percentile; (nan, nan) of nothing."""
-    if not values:
-        return float("nan"), float("nan")
-    ordered = sorted(values)
-    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

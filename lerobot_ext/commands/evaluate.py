@@ -55,11 +55,13 @@ class ServerConfig:
         address: As `lerobot-ext serve` prints it: `tcp://HOST:PORT`.
         timeout_s: Longest wait for one answer, in seconds.
         connect_timeout_s: Longest wait for the server to be there, in seconds.
+        telemetry_path: A file that gets one JSON line a chunk: its round trip and the server's durations.
     """
 
     address: str = "tcp://127.0.0.1:5555"
     timeout_s: float = 5.0
-    connect_timeout_s: float = 5.0
+    connect_timeout_s: float = 4.5
+    telemetry_path: str | None = None
 
 
 @dataclass
@@ -136,8 +138,9 @@ def make_remote(data: dict[str, Any]) -> dict[str, Any]:
     """The same config with its policy on the server; what the YAML says of the policy itself stays unread here."""
     if data["policy"].get("type") == "remote":
         return data
-    server = data.get("server") or {}
-    remote = {"type": "remote"} | {key: server[key] for key in server}
+    remote = {"type": "remote"} | (data.get("server") or {})
+    if data.get("rename_map"):
+        remote["rename_map"] = data["rename_map"]
     logger.info("ENV=local: the policy %s runs on a server", data["policy"].get("path"))
     return data | {"policy": remote}
 
@@ -163,17 +166,9 @@ def check_server(cfg: EvaluateConfig) -> None:
     """
     from lerobot.robots import make_robot_from_config
 
-    from lerobot_ext.policies.remote.modeling_remote import given_features
-    from simplify_work.local.client import PolicyClient
+    from lerobot_ext.policies.remote.modeling_remote import RemotePolicy
 
-    robot = make_robot_from_config(cfg.robot)
-    with PolicyClient(
-        cfg.policy.address,
-        timeout_s=cfg.policy.timeout_s,
-        connect_timeout_s=cfg.policy.connect_timeout_s,
-    ) as client:
-        welcome = client.connect(given_features(robot.observation_features))
-    logger.info("server at %s: policy %s", cfg.policy.address, welcome.policy_type)
+    RemotePolicy(cfg.policy).check_features(make_robot_from_config(cfg.robot).observation_features)
 
 
 def show(root: Path) -> None:

@@ -28,9 +28,7 @@ SILENCE_S = 1.0  # without a frame for so long, the skin counts as lost
 POLL_S = 0.05
 
 NO_PORT = "skin: there is no port {port}; plug the skin in and look with `ls /dev/ttyACM* /dev/ttyUSB*`."
-NO_PERMISSION = (
-    "skin on {port}: no permission to open it; run `sudo usermod -aG dialout $USER`, then log out and in again."
-)
+NO_PERMISSION = "skin on {port}: no permission to open it; run `sudo usermod -aG dialout $USER`, then log out and in again."
 BUSY = "skin on {port}: another program holds the port; stop it first."
 NOT_SERIAL = "skin on {port}: cannot be opened as a serial port ({error})."
 SILENT = (
@@ -147,7 +145,8 @@ class AnySkin(ForceSensor):
             return
         with self._changed:
             self._stop = True
-        self._serial = self._thread = None
+            self._serial = self._thread = None
+            self._changed.notify_all()
         thread.join(timeout=1.0)
         port.close()
         logger.info("%s disconnected.", self)
@@ -204,9 +203,11 @@ class AnySkin(ForceSensor):
             chunk = port.read(1)
             chunk += port.read(port.in_waiting) if chunk else b""
             now_s = time.perf_counter()
-            received += len(chunk)
-            arrivals.append((received, now_s))
-            frames = self.finder.feed(chunk) if chunk else []
+            frames = []
+            if chunk:
+                received += len(chunk)
+                arrivals.append((received, now_s))
+                frames = self.finder.feed(chunk)
             for frame in frames:
                 while arrivals[0][0] <= frame.start:
                     arrivals.popleft()

@@ -50,6 +50,14 @@ class CameraInfo(msgspec.Struct, frozen=True):
     depth_to_color_m: tuple[float, float, float]
 
 
+class TableMark(msgspec.Struct, frozen=True):
+    """The middle of the white cross on the table: its pixel in the colour image, and the true depth there."""
+
+    column: int
+    row: int
+    depth_m: float
+
+
 class SideFrame(msgspec.Struct, frozen=True):
     """Header of one frameset on `side`; then come color (H, W, 3) uint8 RGB and depth (H, W) uint16 raw units."""
 
@@ -91,6 +99,8 @@ class Status(msgspec.Struct, frozen=True):
     operator: str  # what the scripted operator is doing: "home", "down", "hold", "up"
     camera: CameraInfo
     episodes: tuple[Episode, ...]
+    table_centre: TableMark | None = None
+    wrist_port: int = 0
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ class VirtualRealSense:
     """
 
     def __init__(self, side: str = ""):
-        self._side = Path(side) if side else lab_dir() / "side"
+        self._side = (Path(side) if side else lab_dir() / "side").absolute()
         self._lab = LabClient(self._side.parent)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,7 +63,7 @@ class VirtualRealSense:
             EpisodeListener(
                 name=LISTENER,
                 on_start=lambda robot: self._lab.start_episode(operate=True),
-                on_end=lambda robot: self._lab.end_episode(),
+                on_end=lambda robot: self._end_episode(),
                 order=0,
             )
         )
@@ -77,6 +77,16 @@ class VirtualRealSense:
             self._thread.join()
             self._thread = None
         self._lab.close()
+
+    def _end_episode(self) -> None:
+        """A lab that has gone is told by the frames that stop; the end of an episode must not hide that."""
+        try:
+            verdict = self._lab.end_episode()
+        except (ConnectionError, RuntimeError) as error:
+            logger.warning("the episode was not judged: %s", error)
+            return
+        word = "success" if verdict.success else "no success"
+        logger.info("lab's verdict on its episode %d: %s (%s)", verdict.index, word, verdict.reason)
 
     def _feed(self) -> None:
         """Lab to librealsense, until stopped. Sockets belong to one thread, so it is opened and closed here."""
@@ -112,15 +122,11 @@ class VirtualRealSense:
 
 def find_virtual() -> tuple[Path, CameraInfo] | None:
     """The default lab's `side` socket and its camera, or None if that lab does not run."""
-    directory = lab_dir()
-    try:
-        lab = LabClient(directory)
+    with LabClient() as lab:
         try:
-            return directory / "side", lab.status().camera
-        finally:
-            lab.close()
-    except (ConnectionError, TimeoutError):
-        return None
+            return lab.directory / "side", lab.status().camera
+        except ConnectionError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,11 @@ def quantised(picture: np.ndarray) -> np.ndarray:
         picture: Any shape, floating.
     """
     sample = picture.reshape(-1)[::_STRIDE] * np.float32(255)
-    if not (np.abs(sample - np.rint(sample)) < 1e-3).all() or sample.min(initial=0) < 0 or sample.max(initial=0) > 255:
+    if (
+        not (np.abs(sample - np.rint(sample)) < 1e-3).all()
+        or sample.min(initial=0) < 0
+        or sample.max(initial=0) > 255
+    ):
         return picture.astype(np.float32, copy=False)
     scaled = np.multiply(picture, np.float32(255), dtype=np.float32)
     scaled += np.float32(0.5)  # k / 255 * 255 is off by less than 1e-4, and the cast below cuts off

@@ -52,11 +52,20 @@ def parse_address(text: str) -> Address:
         scheme, rest = "tcp", text.strip()
     if scheme == "ipc" and rest:
         if len(rest.encode()) > _MAX_IPC_PATH:
-            raise AddressError(f"address '{text}': the path is longer than {_MAX_IPC_PATH} bytes; use a shorter one.")
+            raise AddressError(
+                f"address '{text}': the path is longer than {_MAX_IPC_PATH} bytes; use a shorter one."
+            )
         return Address(f"ipc://{rest}", path=rest)
     host, colon, port = rest.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if scheme != "tcp" or not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if (
+        scheme != "tcp"
+        or not colon
+        or not host
+        or not port.isascii()
+        or not port.isdigit()
+        or int(port) > 65535
+    ):
         raise AddressError(
             f"address '{text}' is not understood; write tcp://HOST:PORT, HOST:PORT or ipc://PATH, "
             f"for example {DEFAULT_ADDRESS}."

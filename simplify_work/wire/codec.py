@@ -68,7 +68,9 @@ def pack(message: Message, arrays: Mapping[str, np.ndarray] | None = None) -> li
             f"at most {MAX_ARRAYS} arrays and {MAX_HEADER_BYTES} bytes are sent."
         )
     if (total := sum(buffer.nbytes for buffer in buffers)) > MAX_MESSAGE_BYTES:
-        raise WireFormatError(f"a message of {total} bytes is too large; at most {MAX_MESSAGE_BYTES} are sent.")
+        raise WireFormatError(
+            f"a message of {total} bytes is too large; at most {MAX_MESSAGE_BYTES} are sent."
+        )
     return [_PREFIX.pack(MAGIC, PROTOCOL_VERSION, zlib.crc32(body)) + body, *buffers]
 
 
@@ -86,7 +88,9 @@ def unpack(frames: Sequence[Any]) -> tuple[AnyMessage, dict[str, np.ndarray]]:
         WireFormatError: If anything else is wrong. Nothing larger than the header has been allocated then.
     """
     if not 1 <= len(frames) <= 1 + MAX_ARRAYS:
-        raise WireFormatError(f"a message of {len(frames)} frames was refused; expected 1 to {1 + MAX_ARRAYS}.")
+        raise WireFormatError(
+            f"a message of {len(frames)} frames was refused; expected 1 to {1 + MAX_ARRAYS}."
+        )
     buffers = [memoryview(getattr(frame, "buffer", frame)).cast("B") for frame in frames]
     message = _header(buffers[0])
     infos, bodies = message.arrays, buffers[1:]
@@ -95,7 +99,9 @@ def unpack(frames: Sequence[Any]) -> tuple[AnyMessage, dict[str, np.ndarray]]:
     if len({info.name for info in infos}) != len(infos):
         raise WireFormatError("two arrays of one message have the same name.")
     if (total := sum(body.nbytes for body in bodies)) > MAX_MESSAGE_BYTES:
-        raise WireFormatError(f"a message of {total} bytes was refused; at most {MAX_MESSAGE_BYTES} are read.")
+        raise WireFormatError(
+            f"a message of {total} bytes was refused; at most {MAX_MESSAGE_BYTES} are read."
+        )
     return message, {info.name: _view(info, body) for info, body in zip(infos, bodies, strict=True)}
 
 

@@ -4,6 +4,9 @@ A server sends the `kind` and the text of an error, never a class name; `from_wi
 Nothing here knows of sockets or of policies.
 """
 
+# The names say what happened and are part of the API; "Error" is their base class.
+# ruff: noqa: N818
+
 from __future__ import annotations
 
 from typing import ClassVar

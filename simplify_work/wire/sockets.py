@@ -61,7 +61,9 @@ def receive(socket: zmq.Socket, flags: int = 0) -> list[zmq.Frame]:
 
 def _configured(socket: zmq.Socket, address: Address) -> zmq.Socket:
     socket.linger = 0
-    socket.maxmsgsize = MAX_ARRAY_BYTES  # libzmq drops a peer that announces a longer frame, before allocating it
+    socket.maxmsgsize = (
+        MAX_ARRAY_BYTES  # libzmq drops a peer that announces a longer frame, before allocating it
+    )
     socket.sndhwm = socket.rcvhwm = _HIGH_WATER_MARK
     socket.heartbeat_ivl = _HEARTBEAT_MS
     socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS

@@ -1,0 +1,180 @@
+"""`lerobot-ext lab`: start, ask or stop the virtual lab."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lerobot_ext.errors import UserError
+from lerobot_ext.virtual.client import LabClient
+from lerobot_ext.virtual.link import DEFAULT_DIR, Status, lab_dir
+
+DESCRIPTION = """\
+The virtual lab: an SO-100-like arm in MuJoCo that presses a button, behind the ports of real devices. It runs until
+Ctrl-C, SIGTERM or `lerobot-ext lab --stop`. In its directory lie
+
+  follower, leader   serial ports of the two arms: six Feetech STS3215 servos each, calibrated
+  skin               serial port of a magnetic skin (AnySkin frames, 100 Hz)
+  side               what a virtual RealSense shows: serial_number_or_name: virtual:DIR/side
+  calibration/       calibration_dir for `id: follower` and `id: leader`
+
+and the wrist camera is a `zmq` camera named `wrist` on 127.0.0.1. A scripted operator moves the leader through the
+task press: bring the jaw down on the button until it feels 1 to 3 N, hold until the lamp is green, go home."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="lerobot-ext lab",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--dir", type=Path, help=f"the lab's directory (default: $LEROBOT_LAB_DIR or {DEFAULT_DIR})")
+    add("--wrist_port", type=int, default=5601, help="TCP port of the wrist camera (default 5601)")
+    add("--seed", type=int, default=0, help="of button heights, the operator's variation, noise (default 0)")
+    add("--fps", type=int, default=30, help="of the cameras (default 30)")
+    add("--width", type=int, default=424, help="of the pictures, pixels (default 424)")
+    add("--height", type=int, default=240, help="of the pictures, pixels (default 240)")
+    add("--no-operator", "--no_operator", action="store_true", help="leave the leader alone")
+    add("--drop_packets", type=float, default=0.0, help="share of the follower's packets to lose (default 0)")
+    add(
+        "--corrupt_packets",
+        type=float,
+        default=0.0,
+        help="share of the follower's packets to spoil (default 0)",
+    )
+    add("--end_with_parent", action="store_true", help="end when the process that started the lab ends")
+    add("--detach", action="store_true", help="start in the background and return when the lab is ready")
+    add("--log", type=Path, help="log file of --detach (default: DIR/lab.log, which goes when the lab ends)")
+    add("--status", action="store_true", help="print what the running lab says")
+    add("--json", action="store_true", help="with --status: as JSON")
+    add("--stop", action="store_true", help="stop the running lab")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    args = parser().parse_args(argv)
+    if args.status or args.stop:
+        with LabClient(args.dir) as client:
+            if args.stop:
+                client.stop()
+                print(f"the lab in {client.directory} has stopped.")
+            else:
+                print_status(client.status(), as_json=args.json)
+        return 0
+    if args.detach:
+        return detach(args, argv)
+    return serve(args)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Be the lab until told to stop."""
+    try:
+        from lerobot_ext.virtual.feetech import Faults
+        from lerobot_ext.virtual.lab import Lab, LabConfig
+    except ImportError as error:
+        raise UserError(
+            f"the virtual lab cannot be loaded ({error}); install it with `pip install 'lerobot_robot_ext[lab]'`."
+        ) from error
+    config = LabConfig(
+        dir=args.dir,
+        wrist_port=args.wrist_port,
+        seed=args.seed,
+        fps=args.fps,
+        width=args.width,
+        height=args.height,
+        operator=not args.no_operator,
+        faults=Faults(args.drop_packets, args.corrupt_packets, args.seed),
+        end_with_parent=args.end_with_parent,
+    )
+    # a signal during the start must clean up as well: it becomes an exception that unwinds the start
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: sys.exit(0))
+    lab = Lab(config)
+    try:
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(name, lambda *_: lab.stop())
+        directory = lab.directory.path
+        if args.log:
+            redirect_output(args.log if args.log.is_absolute() else Path.cwd() / args.log)
+        print(
+            f"lab ready in {directory} (pid {os.getpid()}): follower, leader, skin, side, calibration/; "
+            f"wrist camera on 127.0.0.1:{config.wrist_port}. Stop: Ctrl-C or `lerobot-ext lab --stop"
+            f"{'' if directory == lab_dir(None).absolute() else f' --dir={directory}'}`.",
+            flush=True,
+        )
+        lab.run()
+    finally:
+        lab.close()
+    return 0
+
+
+def detach(args: argparse.Namespace, argv: list[str]) -> int:
+    """Start the lab as a process of its own and wait until it is ready."""
+    directory = lab_dir(args.dir).absolute()
+    log = (args.log or directory / "lab.log").absolute()
+    words = [word for word in argv if word != "--detach"] + [f"--dir={directory}", f"--log={log}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lerobot_ext", "lab", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    # the lab turns its output to the log when it is open: until then, what it says is why it is not
+    said = (
+        process.communicate()[0] if args.log is None and process.poll() is not None else process.stdout.read()
+    )
+    time.sleep(0)
+    with LabClient(directory) as client:
+        try:
+            status = client.wait_ready(10.0)
+        except ConnectionError:
+            process.wait(5.0)
+            raise UserError(
+                said.strip().removeprefix("error: ") or f"the lab did not start; see {log}."
+            ) from None
+    print(f"lab ready in {directory} (pid {status.pid}), log {log}. Stop: `lerobot-ext lab --stop`.")
+    return 0
+
+
+def redirect_output(path: Path) -> None:
+    """Turn standard output and error, and logging, to the file `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def print_status(status: Status, *, as_json: bool) -> None:
+    """Print `status` for people, or for machines."""
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(status).decode())
+        return
+    joints = " ".join(f"{angle:+.2f}" for angle in status.joints_rad)
+    print(f"lab pid {status.pid}, running for {status.time_s:.0f} s (simulated)")
+    print(f"operator: {status.operator}; episode {'open' if status.in_episode else 'not open'}")
+    print(f"contact force {status.contact_force_n:.2f} N, button {status.block_height_m * 1000:.1f} mm high")
+    print(f"follower's joints {joints} rad")
+    camera = status.camera
+    print(f"side camera {camera.serial} {camera.color.width}x{camera.color.height} at {camera.fps} fps")
+    for episode in status.episodes:
+        print(f"episode {episode.index}: {'success' if episode.success else 'failure'}: {episode.reason}")
+    if status.episodes:
+        print(
+            f"{sum(episode.success for episode in status.episodes)} of {len(status.episodes)} episodes succeeded"
+        )

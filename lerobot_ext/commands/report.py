@@ -1,0 +1,94 @@
+"""The demo's report: figures and episodes on one page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import statistics
+from html import escape
+from pathlib import Path
+from typing import Any
+
+SHOWN = 5  # episodes of the evaluation whose pictures and curves are on the page
+
+
+def percentiles(values: list[float]) -> tuple[float, float]:
+    """Median and 95th percentile; (nan, nan) of nothing."""
+    if not values:
+        return float("nan"), float("nan")
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+
+
+def successes(episodes: list[dict[str, Any]]) -> str:
+    """`4 of 5`."""
+    return f"{sum(episode['success'] for episode in episodes)} of {len(episodes)}"
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """The figures in a few lines of text."""
+    median, high = percentiles([trip["round_trip_s"] * 1e3 for trip in figures["round_trips"]])
+    infer, _ = percentiles([trip["infer_s"] * 1e3 for trip in figures["round_trips"]])
+    losses = figures["losses"]
+    lines = [
+        f"demonstrations that succeeded: {successes(figures['demonstrations'])}",
+        f"evaluated episodes that succeeded: {successes(figures['evaluations'])}  (the lab's verdict)",
+        f"round trip to the policy: median {median:.1f} ms, 95 % below {high:.1f} ms; {infer:.1f} ms of it inference",
+    ]
+    if losses:
+        lines.append(f"training loss: {losses[0][1]:.3f} at step {losses[0][0]}, {losses[-1][1]:.3f} at the end")
+    lines.append(f"whole demo: {figures['seconds_total']:.0f} s")
+    return "\n".join(lines)
+
+
+def write(output: Path, figures: dict[str, Any]) -> Path:
+    """Write `output/report.html`, and `output/picture.png` of one evaluated episode; returns the page's path."""
+    from lerobot_ext.recording.visualize_episode import open_dataset
+    from lerobot_ext.recording.visualize_page import STYLE, EpisodePictures, render_body, render_png
+
+    parts = [
+        "<h1>lerobot_ext demo: press the block</h1>",
+        '<p class="facts">',
+        "<br>".join(map(escape, summary(figures).splitlines())),
+        "</p><h2>what took how long</h2>",
+        table(("step", "seconds"), [(name, f"{s:.0f}") for name, s in figures["seconds"].items()]),
+    ]
+    for title, key in (("the operator's demonstrations", "demonstrations"), ("the policy", "evaluations")):
+        parts += [f"<h2>{title}: {successes(figures[key])} succeeded</h2>", verdicts(figures[key])]
+    dataset = open_dataset(output / "rollout_dataset")
+    best = next((i for i, e in enumerate(figures["evaluations"]) if e["success"]), 0)
+    for index in range(min(SHOWN, dataset.num_episodes)):
+        pictures = EpisodePictures(dataset, index)
+        parts.append(render_body(pictures))
+        if index == best:
+            render_png(pictures, output / "picture.png")
+    page = output / "report.html"
+    page.write_text(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>lerobot_ext demo</title>'
+        f"<style>{STYLE} table {{ border-collapse: collapse; }} td, th {{ text-align: left; "
+        "padding: .15rem .9rem .15rem 0; border-bottom: 1px solid #dde3ea; font-size: .9rem; }</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n",
+        encoding="utf-8",
+    )
+    return page
+
+
+def verdicts(episodes: list[dict[str, Any]]) -> str:
+    """The lab's verdicts as a table."""
+    rows = [
+        (
+            str(number),
+            "success" if episode["success"] else "failure",
+            f"{episode['block_height_m'] * 1e3:.0f} mm",
+            f"{episode['peak_force_n']:.1f} N",
+            f"{episode['hold_s']:.2f} s",
+            episode["reason"],
+        )
+        for number, episode in enumerate(episodes)
+    ]
+    return table(("episode", "verdict", "block", "peak force", "held 1 to 3 N", "why"), rows)
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """An HTML table of texts."""
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -1,0 +1,80 @@
+"""`lerobot-ext visualize`: an episode as a page, a picture and a Rerun recording."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from lerobot_ext.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse whose complaint is a sentence like that of every other command."""
+
+    def error(self, message: str) -> None:
+        """Raise what argparse would have printed with its usage.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"visualize: {message}; `lerobot-ext visualize --help` lists the options.")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = _Parser(
+        prog="lerobot-ext visualize",
+        allow_abbrev=False,
+        description="Shows one episode of a dataset on this computer. Writes episode_NNNNNN.html (a page that needs "
+        "only a browser: key frames of every camera, depth with a metric colour bar, force and joint curves), the same "
+        "as episode_NNNNNN.png, and episode_NNNNNN.rrd for the Rerun viewer.",
+        epilog="example: lerobot-ext visualize --root=outputs/press --episode_index=0 --spawn",
+    )
+    parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--repo_id", help="name of the dataset (default: that of the folder)")
+    parser.add_argument("--episode_index", type=int, default=0, help="which episode (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, help="where to write (default: ROOT_pages, beside the dataset)"
+    )
+    parser.add_argument("--spawn", action="store_true", help="open the Rerun viewer on the recording")
+    parser.add_argument("--no-rrd", "--no_rrd", action="store_true", help="leave the Rerun recording out")
+    return parser
+
+
+def main(argv: list[str]) -> int | None:
+    """Write the files and say where they are."""
+    args = arguments().parse_args(argv)
+    if args.spawn and args.no_rrd:
+        raise UserError("--spawn shows the Rerun recording, which --no-rrd leaves out; give one of the two.")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder on this computer is meant, and nothing else
+
+    from tqdm import tqdm
+
+    from lerobot_ext.recording.visualize_episode import open_dataset
+    from lerobot_ext.recording.visualize_page import EpisodePictures, render_page, render_png
+
+    dataset = open_dataset(args.root, args.repo_id)
+    pictures = EpisodePictures(dataset, args.episode_index)
+    root = args.root.resolve()
+    output = args.output or root.with_name(f"{root.name}_pages")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to '{output}': {error.strerror}; choose a folder with --output=DIR."
+        ) from error
+    stem = output / f"episode_{args.episode_index:06d}"
+    stem.with_suffix(".html").write_text(render_page(pictures), encoding="utf-8")
+    print(f"page:    {stem}.html")
+    render_png(pictures, stem.with_suffix(".png"))
+    print(f"picture: {stem}.png")
+    if not args.no_rrd:
+        from lerobot_ext.recording.visualize_rerun import spawn_viewer, write_rrd
+
+        rrd = stem.with_suffix(".rrd")
+        write_rrd(pictures.view, rrd, lambda frames: tqdm(frames, desc="rerun", unit="frame", leave=False))
+        print(f"rerun:   {rrd}")
+        if args.spawn:
+            spawn_viewer(rrd)
+    return 0

@@ -1,0 +1,90 @@
+"""A LeRobot dataset seen through a selection: same object, fewer streams, metadata of what the network gets.
+
+Map-style datasets only. Items are raw observations (what `ModalityStep` takes); `meta` describes what comes out
+of that step, because that is what LeRobot's factory builds the policy and its normalisation from.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from lerobot_ext.modality.cache import check_size
+from lerobot_ext.modality.plan import make_plan, network_features, raw_observation
+from lerobot_ext.modality.reader import CachedReader, SelectedReader
+from lerobot_ext.modality.selection import Selection
+from lerobot_ext.modality.stats import network_stats
+
+
+class SelectedMetadata(LeRobotDatasetMetadata):
+    """Metadata of a dataset as the network sees it; never written.
+
+    Attributes:
+        selection: What the policy sees.
+        raw_observation: What `ModalityStep` takes (see `plan.raw_observation`).
+    """
+
+    selection: Selection
+    raw_observation: dict[str, dict[str, Any]]
+
+
+def select_metadata(
+    meta: LeRobotDatasetMetadata, selection: Selection, depth_stats_unit: str = "mm"
+) -> SelectedMetadata:
+    """The metadata of what a selection leaves of a dataset.
+
+    Args:
+        meta: As recorded; not changed.
+        selection: What the policy sees.
+        depth_stats_unit: Unit of the depth statistics in `meta`: `mm` or `m`.
+
+    Raises:
+        UserError: If something selected was not recorded.
+    """
+    plan = make_plan(selection, meta.features)
+    new = SelectedMetadata.__new__(SelectedMetadata)
+    new.__dict__.update(meta.__dict__)
+    new.info = copy.copy(meta.info)
+    new.info.features = network_features(plan)
+    new.stats = network_stats(meta.stats, plan, selection, 1.0 if depth_stats_unit == "m" else 0.001)
+    new.selection = selection
+    new.raw_observation = raw_observation(plan)
+    return new
+
+
+def select_dataset(
+    dataset: LeRobotDataset, selection: Selection, cache_gb: float | None = None, shared: bool = False
+) -> LeRobotDataset:
+    """A dataset restricted to a selection.
+
+    Args:
+        dataset: A readable map-style dataset; not changed.
+        selection: What the policy sees.
+        cache_gb: Keep all frames in memory, at most this many gigabytes; None: decode each time.
+        shared: Worker processes will read the cache: keep it in shared memory.
+
+    Returns:
+        A `LeRobotDataset` over the same files whose items are raw observations and whose `meta` is a
+        `SelectedMetadata`.
+
+    Raises:
+        UserError: If something selected was not recorded, or the cache would be too large.
+    """
+    plan = make_plan(selection, dataset.meta.features)
+    new = copy.copy(dataset)
+    kind = SelectedReader if cache_gb is None else CachedReader
+    _ = dataset.hf_dataset  # loads the table if that has not happened yet
+    new.reader = kind.restrict(dataset.reader, dataset.meta, plan, selection)
+    new.meta = select_metadata(dataset.meta, selection, dataset.depth_output_unit)
+    if dataset.delta_timestamps is not None:
+        new.delta_timestamps = {
+            key: deltas for key, deltas in dataset.delta_timestamps.items() if key in new.reader.delta_indices
+        }
+    new._depth_output_unit = "m"
+    if cache_gb is not None:
+        check_size(new.reader.cache_bytes, cache_gb, shared)
+        new.reader.load(shared)
+    return new

@@ -1,0 +1,303 @@
+"""The virtual lab: one process that presents the world through the ports of one directory, in real time.
+
+One thread owns the world, the renderer and the ZeroMQ sockets; a second one answers the servos' packets. What the
+ports are called and what is said on `side` and `control` is in `link.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import selectors
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import zmq
+
+from lerobot_ext.errors import UserError
+from lerobot_ext.virtual import feetech, link, skin
+from lerobot_ext.virtual.directory import LabDirectory
+from lerobot_ext.virtual.render import Cameras, camera_info
+from lerobot_ext.virtual.task import TICK_S, PressTask
+from lerobot_ext.virtual.terminal import Terminal
+
+logger = logging.getLogger(__name__)
+
+WRIST = "wrist"  # the camera's name in LeRobot's ZMQ messages
+JPEG_QUALITY = 90
+LATE_S = 1.0  # further behind than this, the lab lets the time go instead of catching up
+
+
+@dataclass(frozen=True)
+class LabConfig:
+    """What a lab is started with.
+
+    Attributes:
+        dir: Its directory; None: `LEROBOT_LAB_DIR` or `/tmp/lerobot_lab`.
+        wrist_port: TCP port of the wrist camera on 127.0.0.1.
+        seed: Of the button's heights, the operator's variation and the skin's noise.
+        fps, width, height: Of all cameras.
+        operator: Whether the scripted operator moves the leader.
+        faults: Of the follower's bus.
+        end_with_parent: End when the process that started the lab ends.
+    """
+
+    dir: Path | None = None
+    wrist_port: int = 5601
+    seed: int = 0
+    fps: int = 30
+    width: int = 424
+    height: int = 240
+    operator: bool = True
+    faults: feetech.Faults = feetech.Faults()
+    end_with_parent: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("wrist_port", 1, 65535),
+            ("fps", 1, 90),
+            ("width", 64, 1280),
+            ("height", 48, 720),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"--{name}={value}: expected a number from {low} to {high}.")
+
+
+class Lab:
+    """A lab from construction to `close`; `run` it in the thread that made it."""
+
+    def __init__(self, config: LabConfig) -> None:
+        """Open everything.
+
+        Raises:
+            UserError: If a lab runs there already, a port is taken, or something is not installed.
+        """
+        self.config = config
+        self._stop = threading.Event()
+        sys.setswitchinterval(0.0005)  # a servo must not wait 5 ms for the interpreter
+        self._parent = os.getppid()
+        with contextlib.ExitStack() as stack:
+            self.directory = LabDirectory(link.lab_dir(config.dir))
+            stack.callback(self.directory.close)
+            self._task = PressTask(config.seed, operator=config.operator)
+            self._cameras = Cameras(self._task.world, config.width, config.height)
+            stack.callback(self._cameras.close)
+            self._camera_info = camera_info(config.width, config.height, config.fps)
+            self._table = self._cameras.table_mark()
+            self._follower = feetech.ServoBus(feetech.FOLLOWER, config.faults)
+            self._leader = feetech.ServoBus(feetech.LEADER)
+            self._sense()
+            feetech.write_calibration(self.directory.calibration / "follower.json", feetech.FOLLOWER)
+            feetech.write_calibration(self.directory.calibration / "leader.json", feetech.LEADER)
+            self._skin = skin.Skin(config.seed)
+            self._skin_port = self._terminal("skin", stack, keep_open=False)
+            self._skin_read = False
+            buses = {
+                self._terminal("follower", stack): self._follower,
+                self._terminal("leader", stack): self._leader,
+            }
+            context = zmq.Context()
+            stack.callback(context.destroy, linger=0)
+            self._wrist = Publisher(context, f"tcp://127.0.0.1:{config.wrist_port}")
+            self._side = Publisher(context, f"ipc://{self.directory.path / 'side'}")
+            self._control = context.socket(zmq.REP)
+            self._control.bind(f"ipc://{self.directory.path / 'control'}")
+            servos = ServoThread(buses)
+            stack.callback(servos.close)
+            self._close = stack.pop_all().close
+        self._frame_number = 0
+
+    def _terminal(self, name: str, stack: contextlib.ExitStack, *, keep_open: bool = True) -> Terminal:
+        terminal = Terminal(self.directory.path / name, keep_open=keep_open)
+        stack.callback(terminal.close)
+        return terminal
+
+    def stop(self) -> None:
+        """Let `run` return soon; callable from a signal handler."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Close every port and remove every file; harmless when repeated."""
+        self._close()
+
+    def run(self) -> None:
+        """Keep the world going in real time until `stop`."""
+        next_tick = next_frame = time.monotonic()
+        period = 1 / self.config.fps
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if now - next_tick > LATE_S:
+                logger.warning("the lab is %.2f s behind and lets the time go", now - next_tick)
+                next_tick = now
+            # the world comes first: on a busy computer there are fewer pictures, but time passes as it should
+            if now >= next_tick:
+                next_tick += TICK_S
+                self._tick()
+            elif now >= next_frame:
+                next_frame += period * (int((now - next_frame) / period) + 1)
+                self._frame()
+            else:
+                self._stop.wait(min(next_tick, next_frame) - now)
+
+    def _tick(self) -> None:
+        read_for = self._leader.positions_read.regular_for()
+        self._task.tick(self._follower.drive(), self._leader.drive(), read_for)
+        self._sense()
+        values = self._skin.step(TICK_S, self._task.world.force)
+        if self._skin_port.listening:
+            if not self._skin_read:
+                self._skin_port.forget()  # what an earlier reader left is not news to this one
+            self._skin_read = True
+            self._skin_port.write(skin.frame(values))
+        else:
+            self._skin_read = False
+        self._answer()
+        if self.config.end_with_parent and os.getppid() != self._parent:
+            logger.info("the process that started the lab is gone")
+            self.stop()
+
+    def _sense(self) -> None:
+        world = self._task.world
+        self._follower.sense(world.joints, world.velocities, world.loads)
+        still = np.zeros_like(self._task.leader)
+        self._leader.sense(self._task.leader, still, still)
+
+    def _frame(self) -> None:
+        """Render and publish what somebody looks at."""
+        if self._side.wanted:
+            header = link.SideFrame(self._frame_number, time.time() * 1000)
+            color, depth = self._cameras.color("side"), self._cameras.depth()
+            self._side.send(msgspec.json.encode(header), color, depth)
+        if self._wrist.wanted:
+            import cv2
+
+            stamp = time.time()
+            # LeRobot's image server encodes RGB as if it were BGR, and its camera decodes it likewise
+            _, jpeg = cv2.imencode(
+                ".jpg", self._cameras.color("wrist"), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+            )
+            image = base64.b64encode(jpeg).decode("ascii")
+            self._wrist.send(json.dumps({"timestamps": {WRIST: stamp}, "images": {WRIST: image}}).encode())
+        self._frame_number += 1
+
+    def _answer(self) -> None:
+        """Answer the requests that have arrived."""
+        while True:
+            try:
+                message = self._control.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                reply = self._do(msgspec.json.decode(message, type=link.Request))
+            except msgspec.MsgspecError as error:
+                reply = link.Reply(error=f"that is not a request: {error}")
+            self._control.send(msgspec.json.encode(reply))
+
+    def _do(self, request: link.Request) -> link.Reply:
+        actions: dict[str, Callable[[], object]] = {
+            "status": lambda: None,
+            "start_episode": lambda: self._start_episode(request.operate),
+            "end_episode": self._task.end_episode,
+            "stop": self.stop,
+        }
+        action = actions.get(request.op)
+        if action is None:
+            return link.Reply(error=f"there is no request '{request.op}'; there are: {', '.join(actions)}.")
+        action()
+        return link.Reply(status=self.status())
+
+    def _start_episode(self, operate: bool) -> None:
+        self._leader.positions_read.restart()
+        self._task.start_episode(operate)
+
+    def status(self) -> link.Status:
+        """The truth, now."""
+        task = self._task
+        return link.Status(
+            pid=os.getpid(),
+            time_s=task.world.time,
+            contact_force_n=task.world.normal_force,
+            block_height_m=task.world.block_height,
+            joints_rad=tuple(map(float, task.world.joints)),
+            in_episode=task.in_episode,
+            operator=task.operator_doing,
+            camera=self._camera_info,
+            episodes=tuple(task.episodes),
+            table_centre=self._table,
+            wrist_port=self.config.wrist_port,
+        )
+
+
+class Publisher:
+    """A PUB socket that knows whether anybody listens and never waits for those who are slow."""
+
+    def __init__(self, context: zmq.Context, address: str) -> None:
+        """Bind to `address`.
+
+        Raises:
+            UserError: If it is taken.
+        """
+        self._socket = context.socket(zmq.XPUB)
+        self._socket.sndhwm = 2
+        self._topics: set[bytes] = set()
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise UserError(
+                f"the lab's wrist camera cannot use {address} ({error.strerror}); "
+                "another lab may run there: choose another port with --wrist_port."
+            ) from error
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody subscribes."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = self._socket.recv(zmq.NOBLOCK)
+                (self._topics.add if event[:1] == b"\x01" else self._topics.discard)(event[1:])
+        return bool(self._topics)
+
+    def send(self, *parts: bytes | np.ndarray) -> None:
+        """Send one message; subscribers that are too slow miss it."""
+        with contextlib.suppress(zmq.Again):
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=True)
+
+
+class ServoThread:
+    """Answers what drivers send to the servos' ports, asleep in between."""
+
+    def __init__(self, buses: dict[Terminal, feetech.ServoBus]) -> None:
+        self._selector = selectors.DefaultSelector()
+        for terminal, bus in buses.items():
+            self._selector.register(terminal, selectors.EVENT_READ, (terminal, bus))
+        self._wake, self._waker = os.pipe()
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="servos", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    return
+                terminal, bus = key.data
+                if answer := bus.feed(terminal.read()):
+                    terminal.write(answer)
+
+    def close(self) -> None:
+        """End the thread."""
+        os.write(self._waker, b"x")
+        self._thread.join()
+        self._selector.close()
+        os.close(self._wake)
+        os.close(self._waker)

@@ -1,0 +1,114 @@
+"""The lab's cameras: pictures and depth of the world, with exact pinhole intrinsics.
+
+All of it belongs to the thread that made it (OpenGL contexts do). Nothing here knows how frames are sent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lerobot_ext.errors import UserError
+from lerobot_ext.virtual.link import CameraInfo, Intrinsics, TableMark
+from lerobot_ext.virtual.world import World, load_mujoco
+
+SERIAL = "virt0001"
+BASELINE_M = 0.015  # a D435's colour sensor sits 15 mm to the left of its depth origin
+DEPTH_UNITS_M = 0.001
+MAX_DEPTH_M = 3.0  # beyond it a D435 sees nothing, which is written as 0
+FOCAL_PER_WIDTH = {"side": 0.727, "side_depth": 0.527}  # fx / width: 69 and 87 degrees, as the D435's
+
+
+def camera_info(width: int, height: int, fps: int) -> CameraInfo:
+    """What the side camera tells about itself at that size."""
+    color, depth = (
+        Intrinsics(width, height, width * focal, width * focal, (width - 1) / 2, (height - 1) / 2)
+        for focal in FOCAL_PER_WIDTH.values()
+    )
+    return CameraInfo(
+        serial=SERIAL,
+        name="Virtual D435",
+        firmware="5.16.0.1",
+        fps=fps,
+        depth_units_m=DEPTH_UNITS_M,
+        color=color,
+        depth=depth,
+        depth_to_color_m=(BASELINE_M, 0.0, 0.0),
+    )
+
+
+class Cameras:
+    """Renders the three cameras of `world` at one size."""
+
+    def __init__(self, world: World, width: int, height: int) -> None:
+        """Open an OpenGL context in this thread.
+
+        Raises:
+            UserError: If there is no OpenGL to render with.
+        """
+        mujoco = load_mujoco()
+        self._world = world
+        for name, focal in FOCAL_PER_WIDTH.items():
+            fovy = 2 * math.atan(height / 2 / (width * focal))
+            world.model.camera(name).fovy = math.degrees(fovy)
+        world.model.vis.global_.offwidth = max(width, world.model.vis.global_.offwidth)
+        world.model.vis.global_.offheight = max(height, world.model.vis.global_.offheight)
+        try:
+            self._renderer = mujoco.Renderer(world.model, height, width)
+        except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the virtual lab cannot render ({type(error).__name__}: {error}); "
+                "without a display it needs OSMesa: `apt install libosmesa6`."
+            ) from error
+        flags = self._renderer.scene.flags
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            flags[flag] = 0
+
+    def color(self, camera: str) -> np.ndarray:
+        """Picture of `camera` ("side" or "wrist"), uint8 (H, W, 3) RGB."""
+        self._renderer.update_scene(self._world.data, camera)
+        return self._renderer.render()
+
+    def depth(self) -> np.ndarray:
+        """Depth along the axis of "side_depth", uint16 (H, W) in units of 1 mm; 0 beyond 3 m."""
+        metres = self.depth_m()
+        raw = np.rint(metres * (1 / DEPTH_UNITS_M))
+        raw[metres > MAX_DEPTH_M] = 0
+        return raw.astype(np.uint16)
+
+    def depth_m(self) -> np.ndarray:
+        """The same before rounding: metres, float32 (H, W)."""
+        self._renderer.enable_depth_rendering()
+        try:
+            self._renderer.update_scene(self._world.data, "side_depth")
+            return self._renderer.render()
+        finally:
+            self._renderer.disable_depth_rendering()
+
+    def project(self, camera: str, point: np.ndarray) -> tuple[float, float, float]:
+        """Where `point` (world, m) appears: pixel column, pixel row (0 is the first pixel's centre), depth in m."""
+        model, data = self._world.model, self._world.data
+        index = model.camera(camera).id
+        x, y, z = data.cam_xmat[index].reshape(3, 3).T @ (np.asarray(point) - data.cam_xpos[index])
+        width, height = self._renderer.width, self._renderer.height
+        focal = height / 2 / math.tan(math.radians(model.cam_fovy[index]) / 2)
+        # MuJoCo's cameras look along -z with y up
+        return (width - 1) / 2 + focal * x / -z, (height - 1) / 2 - focal * y / -z, -z
+
+    def table_mark(self) -> TableMark:
+        """The table's centre in the colour image, with the depth of the table at the centre of that pixel."""
+        model, data = self._world.model, self._world.data
+        point = data.site("table_centre").xpos
+        column, row = (round(value) for value in self.project("side", point)[:2])
+        index = model.camera("side").id
+        focal = self._renderer.height / 2 / math.tan(math.radians(model.cam_fovy[index]) / 2)
+        ray = np.array(
+            [column - (self._renderer.width - 1) / 2, (self._renderer.height - 1) / 2 - row, -focal]
+        )
+        drop = (data.cam_xmat[index].reshape(3, 3) @ (ray / focal))[2]  # metres downwards per metre of depth
+        return TableMark(column, row, float((point[2] - data.cam_xpos[index][2]) / drop))
+
+    def close(self) -> None:
+        """Give the OpenGL context back."""
+        self._renderer.close()

@@ -1,0 +1,110 @@
+"""The task press as it goes on in the world: episodes, the button, the operator's hand, the referee.
+
+It advances in ticks of simulated time and knows no clock and no protocol, so that tests can run it as fast as they
+like.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lerobot_ext.virtual.link import Episode
+from lerobot_ext.virtual.referee import Referee
+from lerobot_ext.virtual.scripted_operator import Operator
+from lerobot_ext.virtual.world import HEIGHTS_M, Drive, World
+
+TICK_S = 0.01
+READ_FOR_S = 0.3  # the leader must have been read for this long before the operator moves it
+REST_S = 2.0  # between two presses when nobody marks episodes
+LEADER_SPEED = 3.0  # rad/s, when the leader's own servos move it
+
+
+class PressTask:
+    """World, operator and referee together.
+
+    Attributes:
+        world: The physics.
+        leader: The leader's joint angles, rad, float64 (6,).
+        episodes: The verdicts so far.
+        in_episode: Whether somebody has started an episode and not ended it.
+    """
+
+    def __init__(self, seed: int = 0, *, operator: bool = True) -> None:
+        self.world = World()
+        self.episodes: list[Episode] = []
+        self.in_episode = False
+        self._heights = np.random.default_rng(seed)
+        self._operator = Operator(seed)
+        self._may_operate = operator
+        self._waiting = False  # an episode has begun in which the operator has not moved yet
+        self._marked = False  # whether anybody has ever started an episode
+        self._rested = 0.0
+        self._referee = Referee()
+        self.leader = self._operator.joints.copy()
+        self._new_press()
+
+    @property
+    def operator_doing(self) -> str:
+        """What the operator is doing: "home", "down", "hold" or "up"."""
+        return self._operator.doing
+
+    def start_episode(self, operate: bool = True) -> None:
+        """Begin an episode with a new button height; ends the one that is open."""
+        self.end_episode()
+        self._marked = self.in_episode = True
+        self._waiting = operate and self._may_operate
+        self._new_press()
+
+    def end_episode(self) -> Episode | None:
+        """End the episode that is open and judge it; None if there is none."""
+        if not self.in_episode:
+            return None
+        self.in_episode = self._waiting = False
+        world = self.world
+        self.episodes.append(self._referee.verdict(len(self.episodes), world.joints, float(world.tip[2])))
+        self._operator.go_home()
+        return self.episodes[-1]
+
+    def tick(self, follower: Drive, leader: Drive, read_for: float) -> None:
+        """Advance by TICK_S.
+
+        Args:
+            follower: What the follower's servos ask for.
+            leader: What the leader's servos ask for; joints without power follow the operator's hand.
+            read_for: For how long the leader's positions have been read regularly, s.
+        """
+        world, operator = self.world, self._operator
+        world.drive(follower)
+        for force in world.step(round(TICK_S / world.dt)):
+            self._referee.watch(world.dt, force)
+        world.set_lamp(self._referee.pressed)
+
+        if not operator.busy:
+            self._begin(read_for, bool(leader.powered.any()))
+        hand = operator.step(TICK_S, world.normal_force, self._referee.pressed)
+        reach = LEADER_SPEED * TICK_S
+        driven = self.leader + np.clip(leader.goal - self.leader, -reach, reach)
+        self.leader = np.where(leader.powered, driven, hand)
+        operator.joints = self.leader.copy()
+
+    def _begin(self, read_for: float, powered: bool) -> None:
+        """Let the idle operator start what is due."""
+        self._rested += TICK_S
+        if powered:
+            return
+        if self._waiting and read_for >= READ_FOR_S:
+            self._waiting = False
+            self._operator.press()
+        elif not self._marked and self._may_operate and read_for >= READ_FOR_S and self._rested >= REST_S:
+            self._new_press()
+            self._operator.press()
+        else:
+            self._operator.go_home()
+        if self._operator.busy:
+            self._rested = 0.0
+
+    def _new_press(self) -> None:
+        height = round(float(self._heights.uniform(*HEIGHTS_M)), 4)
+        self.world.set_block_height(height)
+        self.world.set_lamp(False)
+        self._referee.start(height)
