@@ -70,6 +70,7 @@ def recorded(lab, tmp_path_factory):
     handler = logging.Handler()
     handler.emit = lambda entry: messages.append(entry.getMessage())
     log = logging.getLogger("lerobot_ext")
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     root = tmp_path_factory.mktemp("datasets") / "press"
@@ -85,6 +86,7 @@ def recorded(lab, tmp_path_factory):
         )
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
     return LeRobotDataset(written.repo_id, root=written.root), messages
 
 
