@@ -9,76 +9,17 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from lerobot_ext import patching
+from lerobot_ext.extension import Extension, check_version
 from lerobot_ext.features import FORCE, OBS_FORCE, VectorFeature
 
-SUPPORTED = ">=0.6.1,<0.7"
 OBSERVATION = "observation"
-
-
-@dataclass(frozen=True)
-class Extension:
-    """One name of LeRobot's that we extend.
-
-    Attributes:
-        module: LeRobot's module that defines it.
-        attribute: The name in that module, with a dot for a method.
-        reason: Why it has to be extended; a sentence for the docs.
-        looks: The parameters (of a function) or members (of an enumeration) that it must have, in order.
-        make: Makes the new function from the original; None for an enumeration that gains FORCE.
-    """
-
-    module: str
-    attribute: str
-    reason: str
-    looks: str
-    make: Callable[[Callable], Callable] | None = None
-
-    @property
-    def name(self) -> str:
-        """The full dotted name."""
-        return f"{self.module}.{self.attribute}"
-
-    def apply(self, module: ModuleType) -> None:
-        """Extend the name in `module`; again does nothing.
-
-        Raises:
-            ImportError: It does not look as expected.
-        """
-        *path, name = self.attribute.split(".")
-        owner: Any = module
-        for part in path:
-            owner = getattr(owner, part, None)
-        found = getattr(owner, name, None)
-        if found is None:
-            raise _unsupported(f" (it has no {self.name})")
-        if self.make is None:
-            self._add_force(found)
-            return
-        if patching.original_of(found) is not None:
-            return
-        parameters = " ".join(patching.parameters_of(found))
-        if parameters != self.looks:
-            raise _unsupported(f" (its {self.name} takes '{parameters}' instead of '{self.looks}')")
-        wrapper = patching.wrap(found, self.make)
-        if owner is module:
-            patching.replace_everywhere(found, wrapper)
-        else:
-            setattr(owner, name, wrapper)
-
-    def _add_force(self, enum: Any) -> None:
-        members = " ".join(member.value for member in enum)
-        if members == self.looks:
-            patching.add_enum_member(enum, FORCE.upper(), FORCE.upper())
-        elif members != f"{self.looks} {FORCE.upper()}":
-            raise _unsupported(f" (its {self.name} has '{members}' instead of '{self.looks}')")
 
 
 def table() -> list[tuple[str, str]]:
@@ -102,22 +43,6 @@ def apply() -> None:
 
 
 _applied: list[bool] = []
-
-
-def check_version(found: str) -> None:
-    """Raise ImportError, with one sentence, unless LeRobot `found` is in the supported range."""
-    from packaging.specifiers import SpecifierSet
-
-    if not SpecifierSet(SUPPORTED).contains(found, prereleases=True):
-        raise _unsupported("", found)
-
-
-def _unsupported(what: str, found: str | None = None) -> ImportError:
-    found = found or importlib.metadata.version("lerobot")
-    return ImportError(
-        f"lerobot_ext extends LeRobot {SUPPORTED}, but LeRobot {found} is installed{what}; install one that is "
-        f"supported with `pip install 'lerobot{SUPPORTED}'`, or update lerobot_robot_ext."
-    )
 
 
 # --- features: a vector beside the joints and the images ---
@@ -266,6 +191,22 @@ def _make_checked_robot(make_robot: Callable, cfg: Any, robot_cfg: Any) -> Any:
     return robot
 
 
+# --- recordings: an interrupt waits for the disk ---
+
+
+def _undisturbed(doing: str) -> Callable[[Callable], Callable]:
+    def make(original: Callable) -> Callable:
+        def undisturbed(*args: Any, **kwargs: Any) -> Any:
+            from lerobot_ext.recording.interrupts import deferred_interrupts
+
+            with deferred_interrupts(doing):
+                return original(*args, **kwargs)
+
+        return undisturbed
+
+    return make
+
+
 # --- training: only the chosen modalities ---
 
 
@@ -368,6 +309,20 @@ EXTENSIONS = (
         "Takes every tuple of the robot's features for a camera when it compares them with the policy's images.",
         "cfg shutdown_event teleop_action_processor robot_action_processor robot_observation_processor",
         _build_rollout_context,
+    ),
+    Extension(
+        "lerobot.datasets.lerobot_dataset",
+        "LeRobotDataset.save_episode",
+        "Can be interrupted between videos and table, which leaves a folder that cannot be opened: Ctrl-C waits.",
+        "self episode_data parallel_encoding",
+        _undisturbed("saving the episode"),
+    ),
+    Extension(
+        "lerobot.datasets.lerobot_dataset",
+        "LeRobotDataset.finalize",
+        "Can be interrupted before the files have their ends: Ctrl-C waits.",
+        "self",
+        _undisturbed("finishing the dataset"),
     ),
     Extension(
         "lerobot.datasets.factory",

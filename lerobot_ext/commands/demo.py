@@ -61,10 +61,14 @@ def arguments() -> argparse.ArgumentParser:
         description="Starts the virtual lab, records demonstrations of the task press, trains a small policy with "
         "depth and force, serves it in a second process, evaluates it remotely, and writes a report.",
     )
-    parser.add_argument("--output", default="outputs/demo", help="folder of the results (default: %(default)s)")
+    parser.add_argument(
+        "--output", default="outputs/demo", help="folder of the results (default: %(default)s)"
+    )
     parser.add_argument("--episodes", type=int, default=12, help="demonstrations (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=800, help="training steps (default: %(default)s)")
-    parser.add_argument("--evaluations", type=int, default=5, help="evaluated episodes (default: %(default)s)")
+    parser.add_argument(
+        "--evaluations", type=int, default=5, help="evaluated episodes (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the lab's blocks and operator")
     return parser
 
@@ -189,9 +193,7 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
     }
 
 
-def write_config(
-    source: Path, target: Path, lab_dir: Path, wrist_port: int, changes: dict[str, Any]
-) -> None:
+def write_config(source: Path, target: Path, lab_dir: Path, wrist_port: int, changes: dict[str, Any]) -> None:
     """Copy a YAML, pointing the default lab's paths to another lab and laying `changes` over it."""
     text = source.read_text().replace("/tmp/lerobot_lab/", f"{lab_dir}/")
     text = text.replace("port: 5601", f"port: {wrist_port}")
@@ -237,4 +239,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from lerobot_ext.errors import UserError
@@ -25,7 +25,10 @@ Ctrl-C, SIGTERM or `lerobot-ext lab --stop`. In its directory lie
   calibration/       calibration_dir for `id: follower` and `id: leader`
 
 and the wrist camera is a `zmq` camera named `wrist` on 127.0.0.1. A scripted operator moves the leader through the
-task press: bring the jaw down on the button until it feels 1 to 3 N, hold until the lamp is green, go home."""
+task press: bring the jaw down on the button until it feels 1 to 3 N, hold until the lamp is green, go home.
+
+The arms are calibrated. To calibrate one anew with `lerobot-calibrate`, move it with --hand=middle before the first
+ENTER, with --hand=sweep (8 s) before the second one, and with --hand=home at the end."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,18 +47,19 @@ def parser() -> argparse.ArgumentParser:
     add("--width", type=int, default=424, help="of the pictures, pixels (default 424)")
     add("--height", type=int, default=240, help="of the pictures, pixels (default 240)")
     add("--no-operator", "--no_operator", action="store_true", help="leave the leader alone")
-    add("--drop_packets", type=float, default=0.0, help="share of the follower's packets to lose (default 0)")
+    add("--drop_packets", type=float, default=0.0, help="share of the follower's answers to lose (default 0)")
     add(
         "--corrupt_packets",
         type=float,
         default=0.0,
-        help="share of the follower's packets to spoil (default 0)",
+        help="share of the follower's answers to spoil (default 0)",
     )
     add("--end_with_parent", action="store_true", help="end when the process that started the lab ends")
     add("--detach", action="store_true", help="start in the background and return when the lab is ready")
     add("--log", type=Path, help="log file of --detach (default: DIR/lab.log, which goes when the lab ends)")
     add("--status", action="store_true", help="print what the running lab says")
     add("--json", action="store_true", help="with --status: as JSON")
+    add("--hand", choices=("middle", "sweep", "home"), help="move both unpowered arms, as a calibration asks")
     add("--stop", action="store_true", help="stop the running lab")
     return made
 
@@ -63,11 +67,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     args = parser().parse_args(argv)
-    if args.status or args.stop:
+    if args.status or args.stop or args.hand:
         with LabClient(args.dir) as client:
             if args.stop:
                 client.stop()
                 print(f"the lab in {client.directory} has stopped.")
+            elif args.hand:
+                client.hand(args.hand)
+                print(f"the arms go {'through their ranges' if args.hand == 'sweep' else 'to ' + args.hand}.")
             else:
                 print_status(client.status(), as_json=args.json)
         return 0
@@ -99,6 +106,9 @@ def serve(args: argparse.Namespace) -> int:
     # a signal during the start must clean up as well: it becomes an exception that unwinds the start
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: sys.exit(0))
+    with contextlib.suppress(PermissionError):
+        # the devices behind the ports would have processors of their own; only root may ask for this
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     lab = Lab(config)
     try:
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -108,8 +118,7 @@ def serve(args: argparse.Namespace) -> int:
             redirect_output(args.log if args.log.is_absolute() else Path.cwd() / args.log)
         print(
             f"lab ready in {directory} (pid {os.getpid()}): follower, leader, skin, side, calibration/; "
-            f"wrist camera on 127.0.0.1:{config.wrist_port}. Stop: Ctrl-C or `lerobot-ext lab --stop"
-            f"{'' if directory == lab_dir(None).absolute() else f' --dir={directory}'}`.",
+            f"wrist camera on 127.0.0.1:{config.wrist_port}. Stop: Ctrl-C or {stop_command(directory)}.",
             flush=True,
         )
         lab.run()
@@ -131,21 +140,22 @@ def detach(args: argparse.Namespace, argv: list[str]) -> int:
         start_new_session=True,
         text=True,
     )
-    # the lab turns its output to the log when it is open: until then, what it says is why it is not
-    said = (
-        process.communicate()[0] if args.log is None and process.poll() is not None else process.stdout.read()
-    )
-    time.sleep(0)
+    # its output ends here when it is turned to the log, which is when the lab is ready, or when the lab has failed
+    said = process.stdout.read().strip().removeprefix("error: ")
     with LabClient(directory) as client:
         try:
             status = client.wait_ready(10.0)
         except ConnectionError:
-            process.wait(5.0)
-            raise UserError(
-                said.strip().removeprefix("error: ") or f"the lab did not start; see {log}."
-            ) from None
-    print(f"lab ready in {directory} (pid {status.pid}), log {log}. Stop: `lerobot-ext lab --stop`.")
+            raise UserError(said or f"the lab did not start; see {log}.") from None
+    if status.pid != process.pid:
+        raise UserError(said)
+    print(f"lab ready in {directory} (pid {status.pid}), log {log}. Stop: {stop_command(directory)}.")
     return 0
+
+
+def stop_command(directory: Path) -> str:
+    """What to type to stop the lab in `directory`."""
+    return f"`lerobot-ext lab --stop{'' if directory == lab_dir().absolute() else f' --dir={directory}'}`"
 
 
 def redirect_output(path: Path) -> None:

@@ -34,7 +34,9 @@ def summary(figures: dict[str, Any]) -> str:
         f"round trip to the policy: median {median:.1f} ms, 95 % below {high:.1f} ms; {infer:.1f} ms of it inference",
     ]
     if losses:
-        lines.append(f"training loss: {losses[0][1]:.3f} at step {losses[0][0]}, {losses[-1][1]:.3f} at the end")
+        lines.append(
+            f"training loss: {losses[0][1]:.3f} at step {losses[0][0]}, {losses[-1][1]:.3f} at the end"
+        )
     lines.append(f"whole demo: {figures['seconds_total']:.0f} s")
     return "\n".join(lines)
 

@@ -87,11 +87,10 @@ class Columns:
         """Read every column of `table` (a `datasets.Dataset`) except those in `skip`."""
         self.tensors: dict[str, Tensor] = {}
         self.objects: dict[str, list[Any]] = {}
-        plain = table.with_format("arrow")
-        for key in table.column_names:
-            if key in skip:
-                continue
-            values = plain[key][:].to_pylist() if hasattr(plain[key], "__getitem__") else plain[key]
+        kept = [key for key in table.column_names if key not in skip]
+        arrow = table.select_columns(kept).with_format("arrow")[:]
+        for key in kept:
+            values = arrow.column(key).to_pylist()
             array = None if not values or isinstance(values[0], (str, dict)) else np.asarray(values)
             if array is None or array.dtype == object:
                 self.objects[key] = values

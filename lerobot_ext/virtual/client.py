@@ -61,6 +61,10 @@ class LabClient:
             raise RuntimeError(f"no episode is open in the lab in {self.directory}; start one first.")
         return self._ask(Request("end_episode")).episodes[-1]
 
+    def hand(self, pose: str) -> Status:
+        """Let a hand take both arms, while unpowered, to `pose`: "middle", "sweep" (through their ranges), "home"."""
+        return self._ask(Request("hand", pose=pose))
+
     def stop(self, wait_s: float = 5.0) -> None:
         """Let the lab end, and wait until its files are gone.
 

@@ -223,13 +223,23 @@ class ServoBus:
         self._luck = random.Random(self._faults.seed)
         self._buffer = bytearray()
         self._lock = threading.Lock()
-        self._sensed: tuple[np.ndarray, ...] | None = None
+        self._sensed = (np.zeros(len(self.servos)),) * 3
+        self._shown = False  # whether the registers show what was sensed last
         self._drive: Drive | None = None
+
+    @property
+    def faults(self) -> Faults:
+        """What happens to status packets on their way; may be set at any time."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._faults = faults
 
     def sense(self, angles: np.ndarray, velocities: np.ndarray, loads: np.ndarray) -> None:
         """Show the joints' state to the servos; arrays of shape (6,) in rad, rad/s and shares of the stall torque."""
         with self._lock:
-            self._sensed = (angles, velocities, loads)
+            self._sensed, self._shown = (angles, velocities, loads), False
 
     def drive(self) -> Drive:
         """What the servos ask of their motors now."""
@@ -271,14 +281,14 @@ class ServoBus:
                 self._refresh()
                 answer += b"".join(map(self._spoil, self._execute(packet[2], packet[4], packet[5:-1])))
                 if packet[4] not in (PING, READ, SYNC_READ):
-                    self._drive = None
+                    self._drive, self._shown = None, False  # a new homing offset moves the position shown
 
     def _refresh(self) -> None:
         """Bring the registers up to what was sensed last; most of it is never read, so it waits until now."""
-        if self._sensed is not None:
+        if not self._shown:
             for servo, *state in zip(self.servos, *self._sensed, strict=True):
                 servo.sense(*map(float, state))
-            self._sensed = None
+            self._shown = True
 
     def _execute(self, address: int, instruction: int, parameters: bytes) -> list[bytes]:
         """Carry out one instruction; returns the status packets, in the order of the bus."""

@@ -147,7 +147,7 @@ class Lab:
                 next_frame += period * (int((now - next_frame) / period) + 1)
                 self._frame()
             else:
-                self._stop.wait(min(next_tick, next_frame) - now)
+                time.sleep(min(next_tick, next_frame) - now)
 
     def _tick(self) -> None:
         read_for = self._leader.positions_read.regular_for()
@@ -192,13 +192,9 @@ class Lab:
 
     def _answer(self) -> None:
         """Answer the requests that have arrived."""
-        while True:
+        while self._control.get(zmq.EVENTS) & zmq.POLLIN:
             try:
-                message = self._control.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                reply = self._do(msgspec.json.decode(message, type=link.Request))
+                reply = self._do(msgspec.json.decode(self._control.recv(), type=link.Request))
             except msgspec.MsgspecError as error:
                 reply = link.Reply(error=f"that is not a request: {error}")
             self._control.send(msgspec.json.encode(reply))
@@ -208,12 +204,16 @@ class Lab:
             "status": lambda: None,
             "start_episode": lambda: self._start_episode(request.operate),
             "end_episode": self._task.end_episode,
+            "hand": lambda: self._task.hand(request.pose),
             "stop": self.stop,
         }
         action = actions.get(request.op)
         if action is None:
             return link.Reply(error=f"there is no request '{request.op}'; there are: {', '.join(actions)}.")
-        action()
+        try:
+            action()
+        except ValueError as error:
+            return link.Reply(error=str(error))
         return link.Reply(status=self.status())
 
     def _start_episode(self, operate: bool) -> None:
@@ -261,10 +261,9 @@ class Publisher:
     @property
     def wanted(self) -> bool:
         """Whether anybody subscribes."""
-        with contextlib.suppress(zmq.Again):
-            while True:
-                event = self._socket.recv(zmq.NOBLOCK)
-                (self._topics.add if event[:1] == b"\x01" else self._topics.discard)(event[1:])
+        while self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+            event = self._socket.recv()
+            (self._topics.add if event[:1] == b"\x01" else self._topics.discard)(event[1:])
         return bool(self._topics)
 
     def send(self, *parts: bytes | np.ndarray) -> None:

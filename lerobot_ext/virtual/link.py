@@ -104,13 +104,16 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One question to the lab. `op` is one of OPS; the other fields belong to start_episode."""
+    """One question to the lab. `op` is one of OPS; `operate` belongs to start_episode, `pose` to hand."""
 
     op: str
     operate: bool = True  # whether the scripted operator shall move the leader in this episode
+    pose: str = (
+        "home"  # where the hand takes unpowered arms: "middle", "sweep" (through their ranges) or "home"
+    )
 
 
-OPS = ("status", "start_episode", "end_episode", "stop")
+OPS = ("status", "start_episode", "end_episode", "hand", "stop")
 
 
 class Reply(msgspec.Struct, frozen=True):

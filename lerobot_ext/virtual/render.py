@@ -47,51 +47,71 @@ class Cameras:
         Raises:
             UserError: If there is no OpenGL to render with.
         """
-        mujoco = load_mujoco()
-        self._world = world
+        mujoco = self._mj = load_mujoco()
+        self._world, self._width, self._height = world, width, height
+        model = world.model
         for name, focal in FOCAL_PER_WIDTH.items():
-            fovy = 2 * math.atan(height / 2 / (width * focal))
-            world.model.camera(name).fovy = math.degrees(fovy)
-        world.model.vis.global_.offwidth = max(width, world.model.vis.global_.offwidth)
-        world.model.vis.global_.offheight = max(height, world.model.vis.global_.offheight)
+            model.camera(name).fovy = math.degrees(2 * math.atan(height / 2 / (width * focal)))
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         try:
-            self._renderer = mujoco.Renderer(world.model, height, width)
-        except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:
+            self._gl = mujoco.GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        except Exception as error:  # every OpenGL backend fails in its own way
             raise UserError(
                 f"the virtual lab cannot render ({type(error).__name__}: {error}); "
                 "without a display it needs OSMesa: `apt install libosmesa6`."
             ) from error
-        flags = self._renderer.scene.flags
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._options = mujoco.MjvOption()
+        self._pictures = mujoco.MjvScene(model, maxgeom=200)
+        self._distances = mujoco.MjvScene(model, maxgeom=200)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            flags[flag] = 0
+            self._pictures.flags[flag] = 0
+        for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
+            self._distances.flags[flag] = 1  # flat colours: depth needs no light
 
     def color(self, camera: str) -> np.ndarray:
         """Picture of `camera` ("side" or "wrist"), uint8 (H, W, 3) RGB."""
-        self._renderer.update_scene(self._world.data, camera)
-        return self._renderer.render()
+        pixels = np.empty((self._height, self._width, 3), np.uint8)
+        self._render(camera, self._pictures)
+        self._mj.mjr_readPixels(pixels, None, self._rect, self._context)
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
 
     def depth(self) -> np.ndarray:
         """Depth along the axis of "side_depth", uint16 (H, W) in units of 1 mm; 0 beyond 3 m."""
         metres = self.depth_m()
-        raw = np.rint(metres * (1 / DEPTH_UNITS_M))
+        raw = metres * np.float32(1 / DEPTH_UNITS_M) + np.float32(0.5)
         raw[metres > MAX_DEPTH_M] = 0
         return raw.astype(np.uint16)
 
     def depth_m(self) -> np.ndarray:
         """The same before rounding: metres, float32 (H, W)."""
-        self._renderer.enable_depth_rendering()
-        try:
-            self._renderer.update_scene(self._world.data, "side_depth")
-            return self._renderer.render()
-        finally:
-            self._renderer.disable_depth_rendering()
+        buffer = np.empty((self._height, self._width), np.float32)
+        self._render("side_depth", self._distances)
+        self._mj.mjr_readPixels(None, buffer, self._rect, self._context)
+        model = self._world.model
+        near, far = model.stat.extent * model.vis.map.znear, model.stat.extent * model.vis.map.zfar
+        # 1 at the near plane, 0 at the far one, hyperbolic in between
+        return np.float32(far * near / (far - near)) / (buffer[::-1] + np.float32(near / (far - near)))
+
+    def _render(self, camera: str, scene) -> None:
+        mujoco, world = self._mj, self._world
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = world.model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(world.model, world.data, self._options, None, view, everything, scene)
+        mujoco.mjr_render(self._rect, scene, self._context)
 
     def project(self, camera: str, point: np.ndarray) -> tuple[float, float, float]:
         """Where `point` (world, m) appears: pixel column, pixel row (0 is the first pixel's centre), depth in m."""
         model, data = self._world.model, self._world.data
         index = model.camera(camera).id
         x, y, z = data.cam_xmat[index].reshape(3, 3).T @ (np.asarray(point) - data.cam_xpos[index])
-        width, height = self._renderer.width, self._renderer.height
+        width, height = self._width, self._height
         focal = height / 2 / math.tan(math.radians(model.cam_fovy[index]) / 2)
         # MuJoCo's cameras look along -z with y up
         return (width - 1) / 2 + focal * x / -z, (height - 1) / 2 - focal * y / -z, -z
@@ -102,13 +122,12 @@ class Cameras:
         point = data.site("table_centre").xpos
         column, row = (round(value) for value in self.project("side", point)[:2])
         index = model.camera("side").id
-        focal = self._renderer.height / 2 / math.tan(math.radians(model.cam_fovy[index]) / 2)
-        ray = np.array(
-            [column - (self._renderer.width - 1) / 2, (self._renderer.height - 1) / 2 - row, -focal]
-        )
+        focal = self._height / 2 / math.tan(math.radians(model.cam_fovy[index]) / 2)
+        ray = np.array([column - (self._width - 1) / 2, (self._height - 1) / 2 - row, -focal])
         drop = (data.cam_xmat[index].reshape(3, 3) @ (ray / focal))[2]  # metres downwards per metre of depth
         return TableMark(column, row, float((point[2] - data.cam_xpos[index][2]) / drop))
 
     def close(self) -> None:
         """Give the OpenGL context back."""
-        self._renderer.close()
+        self._context.free()
+        self._gl.free()

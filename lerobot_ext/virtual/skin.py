@@ -18,6 +18,7 @@ RATE_HZ = 100
 
 NOISE_UT = 1.5  # standard deviation of each field value, microtesla
 TEMPERATURE_NOISE_C = 0.02
+NOISE = (TEMPERATURE_NOISE_C, NOISE_UT, NOISE_UT, NOISE_UT)
 DRIFT_UT_PER_C = 2.0  # standard deviation of the temperature coefficients
 WARM_UP_C, WARM_UP_S = 4.0, 600.0
 LAG_S = 0.012  # the elastomer's
@@ -46,6 +47,7 @@ class Skin:
         self._response = response * gain
         self._force = np.zeros(3)
         self._time = 0.0
+        self._noise: list[np.ndarray] = []  # of the frames to come: a hundred at once cost as much as one
 
     def step(self, dt: float, force: np.ndarray) -> np.ndarray:
         """Advance by `dt` seconds under `force` (N: normal, then two tangential; shape (3,)).
@@ -56,11 +58,12 @@ class Skin:
         self._time += dt
         self._force += (np.asarray(force) - self._force) * (1 - math.exp(-dt / LAG_S))
         warming = WARM_UP_C * (1 - math.exp(-self._time / WARM_UP_S))
-        squeezed = self._force / (1 + np.linalg.norm(self._force) / 25)  # an elastomer stiffens
-        values = np.empty((MAGNETOMETERS, 4))
-        values[:, 0] = self._warmth + warming + self._rng.normal(0, TEMPERATURE_NOISE_C, MAGNETOMETERS)
-        values[:, 1:] = self._offset + self._drift * warming + self._response @ squeezed
-        values[:, 1:] += self._rng.normal(0, NOISE_UT, (MAGNETOMETERS, 3))
+        squeezed = self._force / (1 + math.hypot(*self._force) / 25)  # an elastomer stiffens
+        if not self._noise:
+            self._noise = list(self._rng.normal(0, NOISE, (RATE_HZ, MAGNETOMETERS, 4)))
+        values = self._noise.pop()
+        values[:, 0] += self._warmth + warming
+        values[:, 1:] += self._offset + self._drift * warming + self._response @ squeezed
         return values.astype(np.float32)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lerobot_ext.virtual.hand import Hand
 from lerobot_ext.virtual.link import Episode
 from lerobot_ext.virtual.referee import Referee
 from lerobot_ext.virtual.scripted_operator import Operator
@@ -40,6 +41,7 @@ class PressTask:
         self._marked = False  # whether anybody has ever started an episode
         self._rested = 0.0
         self._referee = Referee()
+        self._hand: Hand | None = None
         self.leader = self._operator.joints.copy()
         self._new_press()
 
@@ -51,6 +53,7 @@ class PressTask:
     def start_episode(self, operate: bool = True) -> None:
         """Begin an episode with a new button height; ends the one that is open."""
         self.end_episode()
+        self._let_go()
         self._marked = self.in_episode = True
         self._waiting = operate and self._may_operate
         self._new_press()
@@ -65,6 +68,21 @@ class PressTask:
         self._operator.go_home()
         return self.episodes[-1]
 
+    def hand(self, pose: str) -> None:
+        """Take both arms, as far as they are unpowered, to a pose of `hand.POSES`; "home" ends it.
+
+        Raises:
+            ValueError: If there is no such pose, or an episode is open.
+        """
+        if self.in_episode:
+            raise ValueError("an episode is open, in which the arms are not moved by hand; end it first.")
+        self._hand = Hand(self.leader, pose)
+        self.world.set_contacts(False)  # the hand holds the follower clear of the table
+
+    def _let_go(self) -> None:
+        self._hand = None
+        self.world.set_contacts(True)
+
     def tick(self, follower: Drive, leader: Drive, read_for: float) -> None:
         """Advance by TICK_S.
 
@@ -74,6 +92,9 @@ class PressTask:
             read_for: For how long the leader's positions have been read regularly, s.
         """
         world, operator = self.world, self._operator
+        if self._hand is not None:
+            self._guide(follower, leader)
+            return
         world.drive(follower)
         for force in world.step(round(TICK_S / world.dt)):
             self._referee.watch(world.dt, force)
@@ -86,6 +107,17 @@ class PressTask:
         driven = self.leader + np.clip(leader.goal - self.leader, -reach, reach)
         self.leader = np.where(leader.powered, driven, hand)
         operator.joints = self.leader.copy()
+
+    def _guide(self, follower: Drive, leader: Drive) -> None:
+        """One tick in which the hand moves the arms."""
+        joints = self._hand.step(TICK_S)
+        goal = np.where(follower.powered, follower.goal, joints)
+        self.world.drive(Drive.at(goal))
+        self.world.step(round(TICK_S / self.world.dt))
+        self.leader = np.where(leader.powered, self.leader, joints)
+        self._operator.joints = self.leader.copy()
+        if self._hand.done:
+            self._let_go()
 
     def _begin(self, read_for: float, powered: bool) -> None:
         """Let the idle operator start what is due."""

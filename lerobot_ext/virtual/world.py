@@ -37,11 +37,13 @@ def load_mujoco():
     """
     if not os.environ.get("MUJOCO_GL") and not os.environ.get("DISPLAY"):
         os.environ["MUJOCO_GL"] = "osmesa"
+    # Mesa's rasteriser in this thread: for pictures this small its worker threads cost a quarter more than they save
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
         import mujoco
-    except ImportError as error:
+    except Exception as error:  # a missing OpenGL shows here too, as whatever its binding raises
         raise UserError(
-            f"the virtual lab needs MuJoCo, which cannot be imported ({error}); "
+            f"the virtual lab needs MuJoCo, which cannot be imported ({type(error).__name__}: {error}); "
             "install it with `pip install 'lerobot_robot_ext[lab]'` and, for rendering without a display, "
             "`apt install libosmesa6`."
         ) from error
@@ -148,6 +150,12 @@ class World:
     def set_block_height(self, height: float) -> None:
         """Let the button stand `height` metres above the table: at once, or slowly if the pad is in its way."""
         self._target_height = float(height)
+
+    def set_contacts(self, on: bool) -> None:
+        """Whether things touch each other; without, the arm passes through them."""
+        flag = int(self._mj.mjtDisableBit.mjDSBL_CONTACT)
+        flags = self.model.opt.disableflags
+        self.model.opt.disableflags = flags & ~flag if on else flags | flag
 
     def set_lamp(self, on: bool) -> None:
         """Green when `on`, red otherwise."""

@@ -24,7 +24,12 @@ lerobot_ext.register()
         ),
         (
             RecordConfig,
-            {"robot": {"type": "so100_follower_ext", "cameras": {"side": {"type": "realsense_rgbd", "widht": 3}}}},
+            {
+                "robot": {
+                    "type": "so100_follower_ext",
+                    "cameras": {"side": {"type": "realsense_rgbd", "widht": 3}},
+                }
+            },
             "did you mean 'robot.cameras.side.width'?",
         ),
         (
