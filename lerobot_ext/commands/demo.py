@@ -65,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
         "--output", default="outputs/demo", help="folder of the results (default: %(default)s)"
     )
     parser.add_argument("--episodes", type=int, default=12, help="demonstrations (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=800, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
     parser.add_argument(
         "--evaluations", type=int, default=5, help="evaluated episodes (default: %(default)s)"
     )
@@ -125,7 +125,12 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
 
     train = configure(
         "train.yaml",
-        **{"dataset.root": str(dataset), "output_dir": str(output / "train"), "steps": args.steps},
+        **{
+            "dataset.root": str(dataset),
+            "output_dir": str(output / "train"),
+            "steps": args.steps,
+            "scheduler.num_decay_steps": args.steps,
+        },
     )
     train_log = stages.run(
         "train ACT with depth and force",
@@ -174,6 +179,7 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
             "policy.path": str(checkpoint),
             "server.address": f"tcp://127.0.0.1:{server_port}",
             "server.telemetry_path": str(timing),
+            "visualize": False,  # the report shows the episodes
         },
     )
     stages.run(

@@ -41,6 +41,7 @@ Runs a policy on the robot with LeRobot's rollout, records every episode, and sh
   --policy.path=DIR       the checkpoint (with ENV=local the server's business)
   --server.address=ADDR   where the server is (default tcp://127.0.0.1:5555)
   --server.timeout_s=S    longest wait for one answer
+  --server.n_action_steps=N   actions executed of each chunk
   --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
   --visualize=false       no pages at the end
   --robot.port=PORT ...   any key of the YAML can be given here too
@@ -55,12 +56,14 @@ class ServerConfig:
         address: As `lerobot-ext serve` prints it: `tcp://HOST:PORT`.
         timeout_s: Longest wait for one answer, in seconds.
         connect_timeout_s: Longest wait for the server to be there, in seconds.
+        n_action_steps: Actions of a chunk that are executed before the next is asked for; the checkpoint's if None.
         telemetry_path: A file that gets one JSON line a chunk: its round trip and the server's durations.
     """
 
     address: str = "tcp://127.0.0.1:5555"
     timeout_s: float = 5.0
     connect_timeout_s: float = 4.5
+    n_action_steps: int | None = None
     telemetry_path: str | None = None
 
 

@@ -171,10 +171,21 @@ def episode_page(dataset: LeRobotDataset, episode_index: int) -> str:
 
 def render_page(pictures: EpisodePictures) -> str:
     """See `episode_page`."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(_title(pictures))}</title>'
+        f"<style>{STYLE}</style></head><body>{render_body(pictures)}</body></html>\n"
+    )
+
+
+def _title(pictures: EpisodePictures) -> str:
+    return f"{pictures.view.dataset.repo_id} · episode {pictures.view.index}"
+
+
+def render_body(pictures: EpisodePictures) -> str:
+    """What stands on the page of one episode, for pages that show several; to be shown with STYLE."""
     view = pictures.view
-    title = f"{view.dataset.repo_id} · episode {view.index}"
     parts = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape(_title(pictures))}</h1>",
         f'<p class="facts">task: <b>{escape(view.task)}</b> · {escape(pictures.facts())}</p>',
     ]
     captions = [escape(caption) for caption in pictures.captions()]
@@ -202,10 +213,7 @@ def render_page(pictures: EpisodePictures) -> str:
             '<h2>joints</h2><p class="note">blue: state; orange, dashed: action. Thin vertical lines: the '
             f'pictures above.</p><div class="joints">{charts}</div>'
         )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+    return "".join(parts)
 
 
 def render_png(pictures: EpisodePictures, path: Path) -> None:

@@ -16,7 +16,7 @@ from lerobot_ext.virtual.referee import FORCE_N
 from lerobot_ext.virtual.world import BUTTON_XY, HEIGHTS_M, HOME, load_model, load_mujoco
 
 PITCH = 1.40  # of the gripper while pressing, rad below the horizontal
-HOVER_M = 0.082  # of the pad's tip above the table
+HOVER_M = 0.074  # of the pad's tip above the table
 LOWEST_M = HEIGHTS_M[0] - 0.022  # further down there is no button
 DESCENT = 0.033  # m/s until contact is felt
 ASCENT = 0.12  # m/s
@@ -26,7 +26,8 @@ COMPLIANCE = 0.010  # m/s of pressing per newton missing
 FEELING_DELAY_S = 0.04
 REACTION_S = 0.25  # from the lamp to the hand
 PATIENCE_S = 3.0  # how long it waits for the lamp
-REACH_S = 0.85  # from home to above the button
+CLOSED = (0.0, 0.10)  # wrist roll and jaw while pressing, rad
+REACH_S = 0.8  # from home to above the button
 
 
 class Kinematics:
@@ -116,9 +117,9 @@ class Operator:
         self.doing = "down"
         hover = np.array([*BUTTON_XY, HOVER_M]) + self._rng.normal(0, (0.0012, 0.0012, 0.0010))
         descent = DESCENT * self._rng.uniform(0.95, 1.05)
-        above = self._kinematics.reach(HOME, hover, PITCH, iterations=30)
         # nobody holds the wrist and the jaw twice the same
-        above[4:] += self._rng.uniform(-0.03, 0.03, 2)
+        closed = np.array([*HOME[:4], *(CLOSED + self._rng.uniform(-0.01, 0.01, 2))])
+        above = self._kinematics.reach(closed, hover, PITCH, iterations=30)
         yield from self._glide(above, REACH_S)
 
         tip, speed, waited, seen = hover.copy(), 0.0, 0.0, 0.0

@@ -15,9 +15,11 @@ import numpy as np
 from lerobot_ext.errors import UserError
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-HOME = np.array([-0.07, -0.60, 0.12, 1.58, 0.0, 0.10])  # above and behind the button; gears hold it unpowered
+HOME = np.array(
+    [-0.276, -0.043, -0.264, 1.657, 0.12, 0.25]
+)  # above, behind and beside the button; gears hold it
 BUTTON_XY = (0.22, 0.0)
-HEIGHTS_M = (0.020, 0.060)  # range of the button's height above the table
+HEIGHTS_M = (0.025, 0.050)  # range of the button's height above the table
 
 MAX_SPEED = 5.0  # rad/s: an STS3215 without load at 12 V, 50 turns a minute
 GEAR_FRICTION = 0.45  # N·m: what a 1:345 gear train without current resists before it turns

@@ -140,7 +140,7 @@ def test_the_contact_force_is_that_of_the_pads_spring():
         run(task, 0.1)
     run(task, 0.7)
     world = task.world
-    spring = 500 * world.data.joint("pad").qpos[0]
+    spring = 250 * world.data.joint("pad").qpos[0]
     assert world.normal_force > 1
     assert world.normal_force == pytest.approx(
         spring, abs=0.12
@@ -202,6 +202,6 @@ def test_a_hand_moves_unpowered_arms_as_a_calibration_asks():
     ranges = np.ptp(let(9.0), axis=0)[:, [0, 1, 2, 3, 5]]
     assert ranges == pytest.approx(np.tile([3.84, 3.5, 3.38, 3.32, 1.75], (2, 1)), rel=0.04)
     task.hand("home")
-    assert let(3.0)[-1] == pytest.approx(np.array([HOME, HOME]), abs=0.03)
+    assert let(4.0)[-1] == pytest.approx(np.array([HOME, HOME]), abs=0.06)
     with pytest.raises(ValueError, match="there are: middle, sweep, home"):
         task.hand("up")
