@@ -96,6 +96,7 @@ def main(argv: list[str]) -> int | None:
         data["fps"] = data["dataset"]["fps"]
     data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
 
+    record.shorten_torchcodec()
     existed = root is not None and root.exists()
     cfg = parse(data)
     if cfg.policy.type == "remote":

@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int | None:
     config_files.check_keys(RecordConfig, data, source)
     root = check_root(data)
     stop_on_sigterm()
+    shorten_torchcodec()
     sys.argv = ["lerobot-ext record", *argv]
     existed = root is not None and root.exists()
     try:
@@ -107,6 +108,17 @@ def discard_if_empty(root: Path) -> None:
     if root.exists() and episode_count(root) == 0:
         shutil.rmtree(root)
         logger.info("no episode was saved; removed the empty dataset folder %s", root)
+
+
+def shorten_torchcodec() -> None:
+    """Make one line of LeRobot's 90 about a torchcodec that finds no FFmpeg; PyAV, which it falls back to, is fine."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if "torchcodec" in record.msg:
+            record.msg, record.levelno, record.levelname = "video: PyAV (torchcodec is unusable)", 20, "INFO"
+        return True
+
+    logging.getLogger("lerobot.utils.import_utils").addFilter(shorten)
 
 
 def stop_on_sigterm() -> None:
