@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int | None:
     prepare(output)
     console = Console()
     console.print(
-        f"The whole loop on the virtual lab, in {output}/ (logs in {output}/logs/). About 8 minutes on 2 cores."
+        f"The whole loop on the virtual lab, in {output}/ (logs in {output}/logs/). About 9 minutes on 2 cores."
     )
     start = time.monotonic()
     with ExitStack() as cleanup:
