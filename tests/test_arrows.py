@@ -169,5 +169,6 @@ def test_only_compat_replaces_names_of_lerobot():
                 if isinstance(target, ast.Attribute) and isinstance(root, ast.Name) and root.id in theirs:
                     found.append(f"{module}:{node.lineno} sets {ast.unparse(target)}")
     assert found == []
-    patchers = [m for m in MODULES if m != "lerobot_ext.compat"]
+    patchers = [m for m in MODULES if m not in ("lerobot_ext.compat", "lerobot_ext.extension")]
     assert offences(patchers, lambda name: inside(name, "lerobot_ext.patching")) == []
+    assert offences(patchers, lambda name: inside(name, "lerobot_ext.extension")) == []

@@ -51,15 +51,31 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return module.main(argv) or 0
     except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        return 130
+        return stopped()
     except Exception as error:
+        if interrupted(error):
+            return stopped()
         sentence = explain(error)
         if sentence is None or os.environ.get("LEROBOT_EXT_DEBUG"):
             raise
         logging.getLogger(__name__).debug("traceback of the error below", exc_info=True)
         print(f"error: {sentence}", file=sys.stderr)
         return 2
+
+
+def stopped() -> int:
+    """Say that Ctrl-C was obeyed; returns the exit status for it."""
+    print("stopped.", file=sys.stderr)
+    return 130
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether `error` came up while a Ctrl-C was being obeyed: a servo that was cut off in mid-sentence, say."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def explain(error: Exception) -> str | None:

@@ -6,7 +6,16 @@ import threading
 
 import pytest
 
-from lerobot_ext.recording.interrupts import deferred_interrupts
+from lerobot_ext.recording.interrupts import SIGNALS, deferred_interrupts
+
+
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """LeRobot's rollout, run by another test in this process, leaves its handlers behind."""
+    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block():
