@@ -325,4 +325,4 @@ class PolicyClient:
 
 def _contract(welcome: Welcome) -> tuple[object, ...]:
     """What must stay the same when a server comes back."""
-    return welcome.policy_type, welcome.inputs, welcome.action_dim, welcome.postprocessed
+    return welcome.policy_type, welcome.inputs, welcome.action_dim

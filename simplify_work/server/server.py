@@ -199,7 +199,6 @@ class PolicyServer:
             action_names=tuple(names) if names else None,
             chunk_size=runner.chunk_size,
             n_action_steps=runner.n_action_steps,
-            postprocessed=True,
         )
 
     def _queue(self, job: Job) -> None:
@@ -209,7 +208,7 @@ class PolicyServer:
                 "the server does not know this client; it was restarted or the client was idle."
             )
         session.last_seen_s = time.monotonic()
-        if isinstance(job.message, Infer) and job.message.inference_delay is not None:
+        if isinstance(job.message, Infer) and job.message.rtc is not None:
             raise RemoteInferenceError("this server does not run RTC; use --inference.type=sync.")
         for old in self._mailbox.put(job):
             newer = Superseded("a newer request of the same robot took this one's place.")

@@ -34,6 +34,12 @@ class ServerUnreachable(RemoteError, ConnectionError):
     kind = "unreachable"
 
 
+class KeyRefused(RemoteError, ConnectionError):
+    """A key is missing, or is not the one that the other side admits."""
+
+    kind = "key"
+
+
 class ServerTimeout(RemoteError, TimeoutError):
     """A connected server did not answer before the deadline of the call."""
 
@@ -99,6 +105,7 @@ _BY_KIND: dict[str, type[RemoteError]] = {
     for cls in (
         AddressError,
         ServerUnreachable,
+        KeyRefused,
         ServerTimeout,
         ServerStopped,
         ServerBusy,

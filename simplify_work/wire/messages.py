@@ -8,28 +8,34 @@ of a message is a new PROTOCOL_VERSION.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from simplify_work.wire.features import Dim, FeatureSpec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_TEXT = 8192
 MAX_ARRAYS = 64
 MAX_NDIM = 8
 
-# Reserved name of the array with RTC's leftover of the previous chunk, (n, action_dim) float32.
+# Array of an Infer: what is left of the previous chunk, (n, action_dim) float32 in the model's units.
 PREV_CHUNK_LEFT_OVER = "rtc.prev_chunk_left_over"
-# Name of the array in a Chunk, (chunk_size, action_dim) float32.
+# Arrays of a Chunk, both (chunk_size, action_dim) float32: in the robot's units, and before postprocessing.
 ACTIONS = "actions"
+MODEL_ACTIONS = "actions.model"
+# Arrays of a Welcome, both (action_dim,) float64: the postprocessor, where it is `model * scale + offset`.
+POSTPROCESSOR_SCALE = "postprocessor.scale"
+POSTPROCESSOR_OFFSET = "postprocessor.offset"
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+Encoding = Literal["raw", "jpeg", "zstd", "png"]
 
 
 class ArrayInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -38,14 +44,18 @@ class ArrayInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     Attributes:
         name: Unique within the message.
         dtype: A key of `codec.WIRE_DTYPES`.
-        shape: At most MAX_NDIM dimensions; with the dtype it gives the frame's exact length.
-        checksum: `codec.checksum` of the frame.
+        shape: At most MAX_NDIM dimensions; with the dtype it gives the exact number of bytes, once decoded.
+        checksum: `codec.checksum` of the bytes as they travel.
+        encoding: How they travel; anything but `raw` is for pictures only.
+        offset: Where they begin in the sender's shared memory; None if they are a frame of the message.
     """
 
     name: Name
     dtype: str
     shape: Annotated[tuple[Dim, ...], msgspec.Meta(max_length=MAX_NDIM)]
     checksum: Annotated[int, msgspec.Meta(ge=0)]
+    encoding: Encoding = "raw"
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
 
 
 Arrays = Annotated[tuple[ArrayInfo, ...], msgspec.Meta(max_length=MAX_ARRAYS)]
@@ -64,11 +74,29 @@ class Hello(Message):
         request: Number of the request.
         client: Who is calling, for the server's log.
         features: What the robot gives; None if it is not known yet, then the first Infer is checked.
+        shared_memory: Name of the segment that this client's arrays are in; on `ipc://` only.
     """
 
     request: RequestId
     client: Text
     features: Annotated[tuple[FeatureSpec, ...], msgspec.Meta(max_length=256)] | None = None
+    shared_memory: Annotated[str, msgspec.Meta(pattern=r"^lrx_[0-9a-f]{32}$")] | None = None
+
+
+class PictureUse(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The size at which a policy looks at a picture; a larger one may be made smaller before it is sent.
+
+    Attributes:
+        name: Of the input.
+        height: Pixels.
+        width: Pixels.
+        fit: `pad`: resized with its aspect ratio kept, until it fits inside, then padded. `stretch`: to that size.
+    """
+
+    name: Name
+    height: Dim
+    width: Dim
+    fit: Literal["pad", "stretch"]
 
 
 class Welcome(Message):
@@ -83,7 +111,12 @@ class Welcome(Message):
         action_names: Names of the action's entries if the checkpoint knows them.
         chunk_size: Actions in a chunk.
         n_action_steps: Actions of a chunk that the checkpoint's config says to execute.
-        postprocessed: True if the chunk comes in the robot's units.
+        n_obs_steps: Observations that the policy looks at. If above 1, every array of an Infer has a leading axis
+            of 1 to n_obs_steps observations, one control step apart, the oldest first.
+        supports_rtc: True if an Infer may have `rtc`.
+        pictures: At what size the policy looks at them; those it takes at any size are not listed.
+
+    The arrays POSTPROCESSOR_SCALE and POSTPROCESSOR_OFFSET come with it if the postprocessor is of that form.
     """
 
     request: RequestId
@@ -94,7 +127,28 @@ class Welcome(Message):
     action_names: Annotated[tuple[Name, ...], msgspec.Meta(max_length=1024)] | None
     chunk_size: Count
     n_action_steps: Count
-    postprocessed: bool
+    n_obs_steps: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    supports_rtc: bool = False
+    pictures: Annotated[tuple[PictureUse, ...], msgspec.Meta(max_length=256)] = ()
+
+
+class Rtc(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Guide the new chunk to continue the one that is being executed (Real-Time Chunking, arXiv 2506.07339).
+
+    Attributes:
+        inference_delay: Steps that will have been executed when the chunk arrives (the paper's d).
+        execution_horizon: Steps from which on nothing binds the new chunk (the paper's H - s).
+        guidance: `jacobian`: the error goes back through the denoiser, as in the paper; `identity`: LeRobot's, which
+            takes the error itself.
+        schedule: How the weights fall between `inference_delay` and `execution_horizon`, LeRobot's names.
+        max_guidance_weight: Clamp of the guidance (the paper's beta).
+    """
+
+    inference_delay: Count
+    execution_horizon: Count
+    guidance: Literal["identity", "jacobian"] = "identity"
+    schedule: Literal["zeros", "ones", "linear", "exp"] = "linear"
+    max_guidance_weight: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 10.0
 
 
 class Infer(Message):
@@ -105,14 +159,16 @@ class Infer(Message):
         task: What the robot shall do, in words.
         robot_type: LeRobot's name of the robot.
         seed: Seed of the policy's noise for this chunk; None leaves the server's generator alone.
-        inference_delay: RTC: steps that will have been executed when the chunk arrives; None without RTC.
+        rtc: How to continue the array PREV_CHUNK_LEFT_OVER; None without RTC. Without that array nothing is guided.
+        model_actions: Send MODEL_ACTIONS, too.
     """
 
     request: RequestId
     task: Text = ""
     robot_type: Text = ""
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
-    inference_delay: Count | None = None
+    rtc: Rtc | None = None
+    model_actions: bool = False
 
 
 class Durations(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -130,7 +186,7 @@ class Durations(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class Chunk(Message):
-    """The actions, as the array ACTIONS."""
+    """The actions, as the array ACTIONS, and MODEL_ACTIONS if they were asked for."""
 
     request: RequestId
     durations: Durations

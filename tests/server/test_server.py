@@ -231,7 +231,7 @@ def test_messages_nobody_should_send_are_answered_and_change_nothing(serve, peer
         [valid[0][:-3]],
         [b"x"] * 500,
         pack(Welcome(request=1, server="", policy_type="", inputs=(), action_dim=1, action_names=None,
-                     chunk_size=1, n_action_steps=1, postprocessed=True)),
+                     chunk_size=1, n_action_steps=1)),
     ):  # fmt: skip
         reply = answer(peer, frames)
         assert isinstance(reply, Error)

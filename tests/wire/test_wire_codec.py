@@ -77,7 +77,6 @@ def test_any_dict_of_arrays_survives(message, arrays):
             action_names=("a",),
             chunk_size=20,
             n_action_steps=5,
-            postprocessed=True,
         ),
         Chunk(request=2, durations=Durations(0.1, 0.2, 0.3, 0.4)),
         Reset(request=3),
