@@ -7,6 +7,7 @@ made when LeRobot's module is there, or right after its import, so that nothing 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,6 +19,8 @@ import numpy as np
 from lerobot_ext import patching
 from lerobot_ext.extension import Extension, check_version
 from lerobot_ext.features import FORCE, OBS_FORCE, VectorFeature
+
+logger = logging.getLogger(__name__)
 
 OBSERVATION = "observation"
 
@@ -39,6 +42,7 @@ def apply() -> None:
     patching.install()
     for extension in EXTENSIONS:
         patching.after_import.when_imported([extension.module], extension.apply)
+    patching.after_import.when_imported(["lerobot.rollout.inference.factory"], _register_inference_engine)
     _applied.append(True)
 
 
@@ -138,9 +142,13 @@ def _record_loop(original: Callable) -> Callable:
 
 
 def _policy_loop(original: Callable) -> Callable:
+    signature = patching.signature_of(original)
+
     def _policy_loop(self: Any, ctx: Any, robot: Any, *args: Any, **kwargs: Any) -> Any:
         from lerobot_ext.recording.episodes import episode
 
+        given = signature.bind(self, ctx, robot, *args, **kwargs).arguments
+        dataset, events = given["dataset"], given["events"]
         # An asynchronous engine runs by now and holds the last episode's last observation: actions computed from
         # it while the sensors are tared would be the first ones of this episode.
         engine = self._engine
@@ -148,10 +156,28 @@ def _policy_loop(original: Callable) -> Callable:
         with episode(getattr(robot, "inner", robot)):
             engine.notify_observation(None)
             engine.reset()
+            if hasattr(engine, "start_episode"):
+                engine.start_episode(dataset.num_episodes)
             engine.resume()
-            return original(self, ctx, robot, *args, **kwargs)
+            try:
+                result = original(self, ctx, robot, *args, **kwargs)
+            finally:
+                if hasattr(engine, "end_episode"):
+                    engine.end_episode()
+        if dataset is not None and not dataset.has_pending_frames():
+            _discard_empty_episode(ctx, events)
+        return result
 
     return _policy_loop
+
+
+def _discard_empty_episode(ctx: Any, events: dict) -> None:
+    """Spare the run LeRobot's attempt to save an episode without frames, which is an error that ends it."""
+    events["rerecord_episode"] = True
+    if ctx.runtime.shutdown_event.is_set():
+        events["stop_recording"] = True
+    else:
+        logger.warning("no action was sent in this episode, so nothing was recorded; it is recorded again")
 
 
 def _build_rollout_context(original: Callable) -> Callable:
@@ -189,6 +215,40 @@ def _make_checked_robot(make_robot: Callable, cfg: Any, robot_cfg: Any) -> Any:
     # Any map, also one that renames nothing, turns LeRobot's own check off.
     cfg.rename_map = {OBS_FORCE: OBS_FORCE}
     return robot
+
+
+# --- inference engines: one more, and nothing stale in LeRobot's own ---
+
+
+def _register_inference_engine(module: Any) -> None:
+    import lerobot_ext.rollout.config  # noqa: F401
+
+
+def _create_inference_engine(original: Callable) -> Callable:
+    def create_inference_engine(config: Any, **kwargs: Any) -> Any:
+        from lerobot_ext.rollout.config import AsyncInferenceConfig
+
+        if not isinstance(config, AsyncInferenceConfig):
+            return original(config, **kwargs)
+        from lerobot_ext.rollout.factory import make_engine
+
+        return make_engine(config, **kwargs)
+
+    return create_inference_engine
+
+
+def _rtc_reset(original: Callable) -> Callable:
+    def reset(self: Any) -> None:
+        original(self)
+        if self._action_queue is None:
+            return
+        # Its thread takes the queue first and the observation second, so whoever gets the new queue gets no old
+        # observation; an inference in flight merges into the old queue, where nobody looks.
+        with self._obs_lock:
+            self._obs_holder["obs"] = None
+        self._action_queue = type(self._action_queue)(self._rtc_config)
+
+    return reset
 
 
 # --- recordings: an interrupt waits for the disk ---
@@ -299,7 +359,8 @@ EXTENSIONS = (
     Extension(
         "lerobot.rollout.strategies.episodic",
         "EpisodicStrategy._policy_loop",
-        "Does not announce episodes: sensors are tared before one, while the policy waits.",
+        "Does not announce episodes: sensors are tared before one, while the policy waits. One without a frame is "
+        "recorded again, where saving it would end the run.",
         "self ctx robot events features fps control_time_s dataset single_task",
         _policy_loop,
     ),
@@ -309,6 +370,21 @@ EXTENSIONS = (
         "Takes every tuple of the robot's features for a camera when it compares them with the policy's images.",
         "cfg shutdown_event teleop_action_processor robot_action_processor robot_observation_processor",
         _build_rollout_context,
+    ),
+    Extension(
+        "lerobot.rollout.inference.factory",
+        "create_inference_engine",
+        "Knows its own engines only: makes the engine `async`, too.",
+        "config policy preprocessor postprocessor robot_wrapper hw_features dataset_features ordered_action_keys "
+        "task fps device use_torch_compile compile_warmup_inferences shutdown_event",
+        _create_inference_engine,
+    ),
+    Extension(
+        "lerobot.rollout.inference.rtc",
+        "RTCInferenceEngine.reset",
+        "Lets an inference in flight merge its chunk into the next episode: that chunk is dropped.",
+        "self",
+        _rtc_reset,
     ),
     Extension(
         "lerobot.datasets.lerobot_dataset",

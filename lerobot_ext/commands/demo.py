@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,8 +22,10 @@ import yaml
 from rich.console import Console
 
 from lerobot_ext.commands import config as config_files
-from lerobot_ext.commands.stages import Counter, Stages, command, stop, tail
+from lerobot_ext.commands.options import Options
+from lerobot_ext.commands.stages import Counter, Stages, command, tail
 from lerobot_ext.errors import UserError
+from lerobot_ext.virtual.testing import end, free_port
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MARK = "demo.json"
@@ -56,8 +57,8 @@ def main(argv: list[str]) -> int | None:
 
 def arguments() -> argparse.ArgumentParser:
     """The demo's options."""
-    parser = argparse.ArgumentParser(
-        prog="lerobot-ext demo",
+    parser = Options(
+        "demo",
         description="Starts the virtual lab, records demonstrations of the task press, trains a small policy with "
         "depth and force, serves it in a second process, evaluates it remotely, and writes a report.",
     )
@@ -170,15 +171,14 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
     wait_for(server, serve_log, "ready")
     console.print(f"server running at tcp://127.0.0.1:{server_port}")
 
-    timing = output / "round_trips.jsonl"
+    rollout = output / "rollout_dataset"
     evaluate = configure(
         "evaluate_record.yaml",
         **{
-            "dataset.root": str(output / "rollout_dataset"),
+            "dataset.root": str(rollout),
             "dataset.num_episodes": args.evaluations,
             "policy.path": str(checkpoint),
             "server.address": f"tcp://127.0.0.1:{server_port}",
-            "server.telemetry_path": str(timing),
             "visualize": False,  # the report shows the episodes
         },
     )
@@ -194,7 +194,7 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
         "demonstrations": [as_dict(episode) for episode in demonstrations],
         "evaluations": [as_dict(episode) for episode in evaluations],
         "losses": losses(train_log),
-        "round_trips": [json.loads(line) for line in timing.read_text().splitlines()],
+        "telemetry_dir": str(rollout / "telemetry"),
         "seconds": stages.seconds,
     }
 
@@ -214,7 +214,7 @@ def start_background(
     """Start a command that `cleanup` stops, its output in `log`."""
     out = cleanup.enter_context(log.open("w"))
     process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=env)
-    cleanup.callback(stop, process)
+    cleanup.callback(end, process)
     return process
 
 
@@ -238,10 +238,3 @@ def as_dict(episode: Any) -> dict[str, Any]:
     import msgspec
 
     return msgspec.to_builtins(episode)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

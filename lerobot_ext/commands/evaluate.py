@@ -40,8 +40,10 @@ Runs a policy on the robot with LeRobot's rollout, records every episode, and sh
 
   --policy.path=DIR       the checkpoint (with ENV=local the server's business)
   --server.address=ADDR   where the server is (default tcp://127.0.0.1:5555)
+  --server.keys=DIR       this robot's folder of keys (lerobot-ext keys), if the server has keys
   --server.timeout_s=S    longest wait for one answer
-  --server.n_action_steps=N   actions executed of each chunk
+  --inference.type=async  chunks are asked for while the arm moves (the default here); sync: the arm waits for each
+  --inference.merge=NAME  how a new chunk follows the old one: auto, rtc, aggregate, append
   --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
   --visualize=false       no pages at the end
   --robot.port=PORT ...   any key of the YAML can be given here too
@@ -56,8 +58,13 @@ class ServerConfig:
         address: As `lerobot-ext serve` prints it: `tcp://HOST:PORT`.
         timeout_s: Longest wait for one answer, in seconds.
         connect_timeout_s: Longest wait for the server to be there, in seconds.
-        n_action_steps: Actions of a chunk that are executed before the next is asked for; the checkpoint's if None.
+        n_action_steps: With `inference.type: sync`, actions of a chunk that are executed before the next is asked for;
+            the checkpoint's if None.
         telemetry_path: A file that gets one JSON line a chunk: its round trip and the server's durations.
+        keys: This robot's folder of keys, as `lerobot-ext keys` made it; None for a server without keys.
+        codec: How pictures travel: `raw`, `lossless`, `jpeg`, or `auto`, which measures the link and picks.
+        jpeg_quality: 1 to 100.
+        shrink: With a codec that is not raw, send pictures no larger than the policy looks at them.
     """
 
     address: str = "tcp://127.0.0.1:5555"
@@ -65,6 +72,10 @@ class ServerConfig:
     connect_timeout_s: float = 4.5
     n_action_steps: int | None = None
     telemetry_path: str | None = None
+    keys: str | None = None
+    codec: str = "auto"
+    jpeg_quality: int = 90
+    shrink: bool = True
 
 
 @dataclass
@@ -94,6 +105,7 @@ def main(argv: list[str]) -> int | None:
     root = record.check_root(data)
     if "fps" not in data and "fps" in (data.get("dataset") or {}):
         data["fps"] = data["dataset"]["fps"]
+    data = with_engine(data, root)
     data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
 
     record.shorten_torchcodec()
@@ -109,6 +121,14 @@ def main(argv: list[str]) -> int | None:
     if cfg.visualize and root is not None and root.exists():
         show(root)
     return 0
+
+
+def with_engine(data: dict[str, Any], root: Path | None) -> dict[str, Any]:
+    """Chunks are asked for while the arm moves, unless the config says otherwise; what happened is kept in the dataset."""
+    engine = {"type": "async"} | (data.get("inference") or {})
+    if engine["type"] == "async" and root is not None:
+        engine.setdefault("telemetry_dir", str(root / "telemetry"))
+    return data | {"inference": engine}
 
 
 def check_name(data: dict[str, Any]) -> None:

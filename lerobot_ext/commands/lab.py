@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lerobot_ext.commands.options import Options
 from lerobot_ext.errors import UserError
 from lerobot_ext.virtual.client import LabClient
 from lerobot_ext.virtual.link import DEFAULT_DIR, Status, lab_dir
@@ -33,12 +34,7 @@ ENTER, with --hand=sweep (8 s) before the second one, and with --hand=home at th
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
-        prog="lerobot-ext lab",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = Options("lab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
     add("--dir", type=Path, help=f"the lab's directory (default: $LEROBOT_LAB_DIR or {DEFAULT_DIR})")
     add("--wrist_port", type=int, default=5601, help="TCP port of the wrist camera (default 5601)")

@@ -13,6 +13,8 @@ COMMANDS = {
     "record": "record a dataset with colour, depth and force (LeRobot's record loop)",
     "train": "train a policy on exactly the modalities you choose (LeRobot's train)",
     "serve": "serve a checkpoint to robots over the network",
+    "keys": "make the keys with which a server and its robots know one another",
+    "doctor": "check the way to a server, or whether this machine can serve a checkpoint",
     "evaluate": "run a policy on the robot, local or remote, and record what happens",
     "visualize": "show an episode: pictures, depth and force curves",
 }

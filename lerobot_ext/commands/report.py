@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lerobot_ext.recording.visualize_telemetry import Telemetry, load_if_there, summarize
+
 SHOWN = 5  # episodes of the evaluation whose pictures and curves are on the page
 
 
@@ -23,16 +25,45 @@ def successes(episodes: list[dict[str, Any]]) -> str:
     return f"{sum(episode['success'] for episode in episodes)} of {len(episodes)}"
 
 
+def telemetries(folder: str | Path | None) -> list[Telemetry]:
+    """The telemetry of every episode in a folder, in their order; none if there is no such folder."""
+    if folder is None:
+        return []
+    files = sorted(Path(folder).glob("episode_*.jsonl"))
+    return [telemetry for file in files if (telemetry := load_if_there(file)) is not None]
+
+
+def control_summary(episodes: list[Telemetry]) -> list[str]:
+    """How chunks became motion over all episodes, in one line of text; none without telemetry."""
+    if not episodes:
+        return []
+    merges = "/".join(sorted({episode.merge for episode in episodes if episode.merge})) or "unknown"
+    cut = sum(not episode.complete for episode in episodes)
+    line = f"control over {len(episodes)} episodes (merge {merges}): {summarize(episodes).sentence()}"
+    return [line + (f"; {cut} of the episodes cut off" if cut else "")]
+
+
 def summary(figures: dict[str, Any]) -> str:
-    """The figures in a few lines of text."""
-    median, high = percentiles([trip["round_trip_s"] * 1e3 for trip in figures["round_trips"]])
-    infer, _ = percentiles([trip["infer_s"] * 1e3 for trip in figures["round_trips"]])
+    """The figures in a few lines of text.
+
+    Args:
+        figures: The demo's. `telemetry_dir` (files of the engine `async`) and `round_trips` (one a chunk, for an
+            engine without telemetry) may be missing.
+    """
+    control = control_summary(telemetries(figures.get("telemetry_dir")))
+    trips = figures.get("round_trips") or []
     losses = figures["losses"]
     lines = [
         f"demonstrations that succeeded: {successes(figures['demonstrations'])}",
         f"evaluated episodes that succeeded: {successes(figures['evaluations'])}  (the lab's verdict)",
-        f"round trip to the policy: median {median:.1f} ms, 95 % below {high:.1f} ms; {infer:.1f} ms of it inference",
     ]
+    if trips and not control:
+        median, high = percentiles([trip["round_trip_s"] * 1e3 for trip in trips])
+        infer, _ = percentiles([trip["infer_s"] * 1e3 for trip in trips if trip.get("infer_s") is not None])
+        lines.append(
+            f"round trip to the policy: median {median:.1f} ms, 95 % below {high:.1f} ms; {infer:.1f} ms of it inference"
+        )
+    lines += control
     if losses:
         lines.append(
             f"training loss: {losses[0][1]:.3f} at step {losses[0][0]}, {losses[-1][1]:.3f} at the end"
@@ -56,9 +87,13 @@ def write(output: Path, figures: dict[str, Any]) -> Path:
     for title, key in (("the operator's demonstrations", "demonstrations"), ("the policy", "evaluations")):
         parts += [f"<h2>{title}: {successes(figures[key])} succeeded</h2>", verdicts(figures[key])]
     dataset = open_dataset(output / "rollout_dataset")
+    telemetry_dir = figures.get("telemetry_dir")
     best = next((i for i, e in enumerate(figures["evaluations"]) if e["success"]), 0)
     for index in range(min(SHOWN, dataset.num_episodes)):
-        pictures = EpisodePictures(dataset, index)
+        telemetry = (
+            load_if_there(Path(telemetry_dir) / f"episode_{index:06d}.jsonl") if telemetry_dir else None
+        )
+        pictures = EpisodePictures(dataset, index, telemetry)
         parts.append(render_body(pictures))
         if index == best:
             render_png(pictures, output / "picture.png")

@@ -3,47 +3,76 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import signal
+import sys
 import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from lerobot_ext.errors import UserError
+from lerobot_ext.commands.options import Options
+
+if TYPE_CHECKING:
+    from simplify_work.server.server import PolicyServer
 
 logger = logging.getLogger(__name__)
 
-
-class _Parser(argparse.ArgumentParser):
-    """Argparse whose complaint is a sentence like that of every other command."""
-
-    def error(self, message: str) -> None:
-        """Raise what argparse would have printed with its usage.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(f"serve: {message}; `lerobot-ext serve --help` lists the options.")
+_LINE_EVERY_S = 30.0
+_STATUS_EVERY_S = 0.5
+# The socket's thread waits this long at most for the interpreter while the policy's Python code runs (CPython: 5 ms,
+# which a message of six frames would pay several times).
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = _Parser(
-        prog="lerobot-ext serve",
-        allow_abbrev=False,
+    parser = Options(
+        "serve",
         description="Loads a LeRobot checkpoint with its processors and answers robots (policy type `remote`) with "
         "chunks of actions. Prints a line that begins with 'ready' when it does. Ctrl-C or SIGTERM stop it.",
     )
     parser.add_argument(
         "--policy.path", dest="path", metavar="PATH", required=True, help="checkpoint: …/pretrained_model"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=5555, help="0 chooses a free one (default: %(default)s)")
-    parser.add_argument("--address", help="tcp://HOST:PORT or ipc://PATH, instead of --host and --port")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu, … (default: the checkpoint's)")
-    parser.add_argument(
+    where = parser.add_argument_group("where")
+    where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    where.add_argument("--port", type=int, default=5555, help="0 chooses a free one (default: %(default)s)")
+    where.add_argument("--address", help="tcp://HOST:PORT or ipc://PATH, instead of --host and --port")
+    where.add_argument(
+        "--keys",
+        metavar="FOLDER",
+        help="encrypt, and admit listed robots only: FOLDER/server of `lerobot-ext keys`",
+    )
+    where.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this machine without keys: anybody may use the policy",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", help="cuda, cuda:1, cpu, … (default: the checkpoint's)")
+    how.add_argument(
         "--dtype", help="compute in bfloat16 or float16 by autocast (default: as the checkpoint)"
     )
-    parser.add_argument("--max_sessions", type=int, default=64, help="robots at once (default: %(default)s)")
+    how.add_argument(
+        "--compile",
+        action="store_true",
+        help="use torch.compile: minutes to begin, and again for each new picture size",
+    )
+    how.add_argument("--max_sessions", type=int, default=64, help="robots at once (default: %(default)s)")
+    how.add_argument(
+        "--max_batch", type=int, default=16, help="observations inferred at once (default: %(default)s)"
+    )
+    how.add_argument(
+        "--idle_timeout_s",
+        type=float,
+        default=600.0,
+        help="a silent session ends after it (default: %(default)g)",
+    )
+    watch = parser.add_argument_group("watching it")
+    watch.add_argument(
+        "--metrics_port", type=int, help="Prometheus endpoint, 0 chooses a port (default: none)"
+    )
+    watch.add_argument("--metrics_host", default="127.0.0.1", help="its address (default: %(default)s)")
     return parser
 
 
@@ -61,33 +90,44 @@ def main(argv: list[str]) -> int | None:
     # The port is taken before torch and the weights are loaded: a mistake is told at once.
     from simplify_work.wire import listen
 
-    socket = listen.bind(address)
-    stop = threading.Event()
-    try:
+    socket = listen.bind(address, keys=_keys(args.keys), insecure=args.insecure)
+    with ExitStack() as stack:
+        closing = stack.enter_context(ExitStack())
+        closing.callback(socket.close, linger=0)
         from simplify_work.server.runner import PolicyRunner
         from simplify_work.server.server import PolicyServer
 
         print(f"loading {args.path} …", flush=True)
-        runner = PolicyRunner(args.path, args.device, args.dtype)
+        runner = PolicyRunner(args.path, args.device, args.dtype, args.compile)
         warm_up_s = runner.warm_up()
-    except BaseException:
-        socket.close(linger=0)
-        raise
-    endpoint = listen.endpoint(socket)
-    server = PolicyServer(runner, socket, max_sessions=args.max_sessions)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    server.start()
-    wants = ", ".join(map(str, runner.inputs))
-    print(
-        f"ready: {runner.config.type} at {endpoint} wants {wants}; gives {runner.chunk_size} actions of "
-        f"{runner.action_dim} (on {runner.device}, first chunk took {warm_up_s:.2f} s)",
-        flush=True,
-    )
-    while not stop.wait(0.5) and server.running:
-        pass
-    failed = not server.running
-    server.stop()
+        endpoint = listen.endpoint(socket)
+        server = PolicyServer(
+            runner,
+            socket,
+            max_sessions=args.max_sessions,
+            idle_timeout_s=args.idle_timeout_s,
+            max_batch=args.max_batch,
+        )
+        if args.metrics_port is not None:
+            metrics = server.metrics.serve(args.metrics_port, args.metrics_host)
+            stack.callback(metrics.close)
+            print(f"metrics at {metrics.url}", flush=True)
+        closing.pop_all()  # the server closes the socket
+
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        server.start()
+        wants = ", ".join(map(str, runner.inputs))
+        print(
+            f"ready: {runner.config.type} at {endpoint} wants {wants}; gives {runner.chunk_size} actions of "
+            f"{runner.action_dim} (on {runner.device}, first chunk took {warm_up_s:.2f} s)",
+            flush=True,
+        )
+        _watch(server, stop)
+        failed = not server.running
+        server.stop()
     print("stopped.", flush=True)
     return 1 if failed else 0
 
@@ -99,14 +139,53 @@ def parse(argv: list[str]) -> argparse.Namespace:
         UserError: For one that does not exist, naming the nearest, or a value that cannot be.
     """
     parser = arguments()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name, known, n=1)
-        parser.error(f"there is no option '{name}'" + (f", did you mean '{near[0]}'?" if near else ""))
-    if not 0 <= args.port <= 65535:
-        parser.error(f"--port={args.port} is not a port, expected 0 to 65535")
+    args = parser.parse_args(argv)
+    for name in ("port", "metrics_port"):
+        port = getattr(args, name)
+        if port is not None and not 0 <= port <= 65535:
+            parser.error(f"--{name}={port} is not a port, expected 0 to 65535")
     if args.max_sessions < 1:
         parser.error(f"--max_sessions={args.max_sessions} admits nobody, expected 1 or more")
+    if args.max_batch < 1:
+        parser.error(f"--max_batch={args.max_batch} infers nothing, expected 1 or more")
+    if not args.idle_timeout_s > 0:
+        parser.error(f"--idle_timeout_s={args.idle_timeout_s:g} ends every session, expected more than 0")
     return args
+
+
+def _keys(folder: str | None):
+    if folder is None:
+        return None
+    from simplify_work.wire.keys import ServerKeys
+
+    return ServerKeys.load(folder)
+
+
+def _watch(server: PolicyServer, stop: threading.Event) -> None:
+    """Show what the server does until it is stopped or fails: a status line on a terminal, else a line now and then."""
+    if sys.stdout.isatty():
+        _show(server, stop)
+        return
+    waited = 0.0
+    while not stop.wait(_STATUS_EVERY_S) and server.running:
+        waited += _STATUS_EVERY_S
+        if waited >= _LINE_EVERY_S:
+            waited = 0.0
+            figures = server.metrics.figures(_LINE_EVERY_S)
+            if figures.sessions or figures.chunks_per_s:
+                logger.info("%s", figures)
+
+
+def _show(server: PolicyServer, stop: threading.Event) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    logs = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
+    with Live(console=Console(), refresh_per_second=4, transient=True) as live:
+        for handler in logs:  # log lines go above the status line
+            handler.setStream(sys.stderr)
+        while not stop.wait(_STATUS_EVERY_S) and server.running:
+            live.update(Text(str(server.metrics.figures()), no_wrap=True, overflow="ellipsis"))
+    for handler in logs:
+        handler.setStream(sys.stderr)

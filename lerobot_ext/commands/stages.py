@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lerobot_ext.errors import UserError
+from lerobot_ext.virtual.testing import end
 
 POLL_S = 0.5
 
@@ -86,7 +87,7 @@ class Stages:
                     time.sleep(POLL_S)
                 advance(counter.total if process.returncode == 0 else counter.read(log))
             finally:
-                stop(process)
+                end(process)
         self.seconds[title] = time.monotonic() - start
         if process.returncode != 0:
             raise UserError(
@@ -124,18 +125,6 @@ class _Lines:
 def command(name: str, *options: str) -> list[str]:
     """The words that run `lerobot-ext NAME …` with this Python, wherever it is installed."""
     return [sys.executable, "-m", "lerobot_ext", name, *options]
-
-
-def stop(process: subprocess.Popen, timeout_s: float = 10.0) -> None:
-    """End `process` politely (SIGTERM), then for good; does nothing if it has ended."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def tail(log: Path, lines: int = 15) -> str:

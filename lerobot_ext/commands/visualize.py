@@ -6,34 +6,29 @@ import argparse
 import os
 from pathlib import Path
 
+from lerobot_ext.commands.options import Options
 from lerobot_ext.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argparse whose complaint is a sentence like that of every other command."""
-
-    def error(self, message: str) -> None:
-        """Raise what argparse would have printed with its usage.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(f"visualize: {message}; `lerobot-ext visualize --help` lists the options.")
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = _Parser(
-        prog="lerobot-ext visualize",
-        allow_abbrev=False,
+    parser = Options(
+        "visualize",
         description="Shows one episode of a dataset on this computer. Writes episode_NNNNNN.html (a page that needs "
-        "only a browser: key frames of every camera, depth with a metric colour bar, force and joint curves), the same "
-        "as episode_NNNNNN.png, and episode_NNNNNN.rrd for the Rerun viewer.",
+        "only a browser: key frames of every camera, depth with a metric colour bar, force and joint curves, and, where the episode was run by "
+        "--inference.type=async, how its chunks became motion), the same as episode_NNNNNN.png, and episode_NNNNNN.rrd "
+        "for the Rerun viewer.",
         epilog="example: lerobot-ext visualize --root=outputs/press --episode_index=0 --spawn",
     )
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
     parser.add_argument("--repo_id", help="name of the dataset (default: that of the folder)")
     parser.add_argument("--episode_index", type=int, default=0, help="which episode (default: %(default)s)")
+    parser.add_argument(
+        "--telemetry",
+        type=Path,
+        metavar="FILE",
+        help="telemetry of the episode (default: ROOT/telemetry/episode_NNNNNN.jsonl, if it is there)",
+    )
     parser.add_argument(
         "--output", type=Path, help="where to write (default: ROOT_pages, beside the dataset)"
     )
@@ -53,9 +48,11 @@ def main(argv: list[str]) -> int | None:
 
     from lerobot_ext.recording.visualize_episode import open_dataset
     from lerobot_ext.recording.visualize_page import EpisodePictures, render_page, render_png
+    from lerobot_ext.recording.visualize_telemetry import load_telemetry
 
+    telemetry = load_telemetry(args.telemetry) if args.telemetry else None
     dataset = open_dataset(args.root, args.repo_id)
-    pictures = EpisodePictures(dataset, args.episode_index)
+    pictures = EpisodePictures(dataset, args.episode_index, telemetry)
     root = args.root.resolve()
     output = args.output or root.with_name(f"{root.name}_pages")
     try:
@@ -73,7 +70,12 @@ def main(argv: list[str]) -> int | None:
         from lerobot_ext.recording.visualize_rerun import spawn_viewer, write_rrd
 
         rrd = stem.with_suffix(".rrd")
-        write_rrd(pictures.view, rrd, lambda frames: tqdm(frames, desc="rerun", unit="frame", leave=False))
+        write_rrd(
+            pictures.view,
+            rrd,
+            lambda frames: tqdm(frames, desc="rerun", unit="frame", leave=False),
+            pictures.telemetry,
+        )
         print(f"rerun:   {rrd}")
         if args.spawn:
             spawn_viewer(rrd)

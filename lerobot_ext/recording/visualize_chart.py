@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-INK, FAINT, MARK = "#1f2933", "#dde3ea", "#9aa5b1"
+INK, FAINT, MARK, SHADE = "#1f2933", "#dde3ea", "#9aa5b1", "#f6c6c0"
+DOT, BAR = 4.4, 7.0  # points: size of a dot, largest width of a bar
 # Okabe and Ito's palette (readable for the colour-blind), then shades for sensors with many channels.
 PALETTE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#11734b",
@@ -27,12 +28,34 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name in the legend, values (frames,), colour, and whether it is dashed."""
+    """One curve, or dots, or bars.
+
+    Attributes:
+        name: In the legend.
+        values: (n,); NaN is not drawn.
+        color: As `#rrggbb`.
+        dashed: For a curve.
+        times_s: (n,) seconds of the values; None if they are the chart's.
+        dots: A dot for each value instead of a curve.
+        base: (n,), where bars that end at `values` begin; None if there are no bars.
+    """
 
     name: str
     values: NDArray
     color: str
     dashed: bool = False
+    times_s: NDArray | None = None
+    dots: bool = False
+    base: NDArray | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """A moment that every chart shows: a vertical line in `color`, with a short `label` at its top."""
+
+    time_s: float
+    color: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -41,11 +64,13 @@ class Chart:
 
     Attributes:
         title: Above the chart.
-        times_s: (frames,) seconds.
+        times_s: (frames,) seconds; the time axis goes from the first to the last.
         lines: The curves.
         marks_s: Times that get a thin vertical line.
         legend: Whether the curves' names stand at the right.
         zero: Whether the value 0 is always in sight.
+        shades: Times from and to, which get a coloured ground.
+        events: Moments with a label.
     """
 
     title: str
@@ -54,6 +79,8 @@ class Chart:
     marks_s: Sequence[float] = field(default=())
     legend: bool = True
     zero: bool = False
+    shades: Sequence[tuple[float, float]] = field(default=())
+    events: Sequence[Event] = field(default=())
 
 
 class Canvas(Protocol):
@@ -126,7 +153,10 @@ def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> Non
     """Draw `chart` into the top left `width` x `height` points of `canvas`."""
     left, right = 46.0, width - (130.0 if chart.legend else 10.0)
     top, bottom = 24.0, height - 22.0
-    values = np.concatenate([line.values for line in chart.lines])
+    values = np.concatenate(
+        [part for line in chart.lines for part in (line.values, line.base) if part is not None]
+        or [np.empty(0)]
+    )
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if chart.zero:
@@ -142,6 +172,10 @@ def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> Non
     def y(v: NDArray | float) -> NDArray | float:
         return bottom - (v - low) / (high - low) * (bottom - top)
 
+    for since, until in chart.shades:
+        x0, x1 = x(max(since, start)), x(min(until, end))
+        middle = (x0 + x1) / 2
+        canvas.line(np.array([[middle, top], [middle, bottom]]), SHADE, max(x1 - x0, 1.0))
     canvas.text(left, 15, chart.title, 12)
     for tick, label in ticks(low, high, max(2, int((bottom - top) / 22))):
         canvas.line(np.array([[left, y(tick)], [right, y(tick)]]), FAINT)
@@ -152,9 +186,22 @@ def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> Non
     canvas.line(np.array([[left, bottom], [right, bottom]]), MARK)
     for mark in chart.marks_s:
         canvas.line(np.array([[x(mark), top], [x(mark), bottom]]), MARK, 0.8, dashed=True)
+    for event in chart.events:
+        canvas.line(np.array([[x(event.time_s), top], [x(event.time_s), bottom]]), event.color, 1.2)
+        canvas.text(x(event.time_s), top - 1, event.label, 9.5, "middle")
     for line in chart.lines:
-        points = np.stack([x(chart.times_s), y(line.values)], axis=1)
-        canvas.line(points[np.isfinite(points).all(axis=1)], line.color, 1.4, line.dashed)
+        times = chart.times_s if line.times_s is None else line.times_s
+        points = np.stack([x(times), y(line.values)], axis=1)
+        known = np.isfinite(points).all(axis=1)
+        if line.base is not None:
+            feet = np.stack([points[:, 0], y(line.base)], axis=1)
+            for pair in np.stack([feet, points], axis=1)[known & np.isfinite(feet).all(axis=1)]:
+                canvas.line(pair, line.color, _bar_width(points[known, 0]))
+        elif line.dots:
+            for at in points[known]:
+                canvas.line(at + np.array([[-DOT / 2, 0], [DOT / 2, 0]]), line.color, DOT)
+        else:
+            canvas.line(points[known], line.color, 1.4, line.dashed)
     if chart.legend:
         step = min(15.0, (bottom - top + 14) / max(len(chart.lines), 1))
         for i, line in enumerate(chart.lines):
@@ -178,6 +225,13 @@ def ticks(low: float, high: float, count: int) -> list[tuple[float, str]]:
     digits = next(d for d in range(12) if math.isclose(round(step, d), step))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
+
+
+def _bar_width(x: NDArray) -> float:
+    """So wide that neighbours do not touch, within reason."""
+    gaps = np.diff(np.sort(x))
+    gaps = gaps[gaps > 0]
+    return float(np.clip(0.7 * np.median(gaps), 1.0, BAR)) if gaps.size else BAR
 
 
 def _dashes(points: NDArray, scale: float) -> list[NDArray]:

@@ -6,6 +6,7 @@ What is worth showing is chosen in `visualize_episode`, curves are drawn in `vis
 from __future__ import annotations
 
 import base64
+import textwrap
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,12 +25,22 @@ from lerobot_ext.recording.visualize_chart import (
     svg_chart,
     ticks,
 )
+from lerobot_ext.recording.visualize_control import (
+    TITLE,
+    control_charts,
+    control_html,
+    sentences,
+    summary_line,
+)
 from lerobot_ext.recording.visualize_episode import Curves, EpisodeView
+from lerobot_ext.recording.visualize_telemetry import Telemetry, load_if_there, path_of
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 PICTURE_WIDTH = 320  # pixels of a key frame in the page
+CONTROL_HEIGHT = 160  # points of a telemetry chart in the PNG
+PNG_INCIDENTS = 20  # sentences below them
 JPEG_QUALITY = 82
 COLORMAP = cv2.COLORMAP_VIRIDIS
 UNKNOWN = (205, 210, 216)  # a light grey, in no place of the colour map
@@ -88,10 +99,17 @@ class Row:
 
 
 class EpisodePictures:
-    """What page and PNG share: key frames decoded once, and the charts."""
+    """What page and PNG share: key frames decoded once, and the charts.
 
-    def __init__(self, dataset: LeRobotDataset, episode_index: int):
+    Args:
+        dataset: The dataset that holds the episode.
+        episode_index: Which one.
+        telemetry: Of the episode; None takes the file in the dataset's folder, if there is one.
+    """
+
+    def __init__(self, dataset: LeRobotDataset, episode_index: int, telemetry: Telemetry | None = None):
         self.view = EpisodeView(dataset, episode_index)
+        self.telemetry = telemetry or load_if_there(path_of(dataset.root, episode_index))
         self.keys = self.view.key_frames()
         self.rows = self._rows()
         self._marks = [float(self.view.times_s[p]) for p, _ in self.keys]
@@ -213,6 +231,8 @@ def render_body(pictures: EpisodePictures) -> str:
             '<h2>joints</h2><p class="note">blue: state; orange, dashed: action. Thin vertical lines: the '
             f'pictures above.</p><div class="joints">{charts}</div>'
         )
+    if pictures.telemetry is not None:
+        parts.append(control_html(pictures.telemetry, view.times_s))
     return "".join(parts)
 
 
@@ -229,6 +249,14 @@ def render_png(pictures: EpisodePictures, path: Path) -> None:
     bars = sum(row.scale is not None for row in pictures.rows)
     total = 62 + sum(h + 44 for h in heights) + 24 * bars + sum(h for _, _, h in charts)
     total += 24 + 150 * -(-len(joints) // 3) if joints else 0
+    telemetry = pictures.telemetry
+    control, notes = [], []
+    if telemetry is not None:
+        control = control_charts(telemetry, pictures.view.times_s)
+        notes = _wrapped(f"{TITLE}: {summary_line(telemetry)}") + _wrapped(
+            *sentences(telemetry)[:PNG_INCIDENTS]
+        )
+        total += 12 + 17 * len(notes) + CONTROL_HEIGHT * len(control)
     image = Image.new("RGB", (round(width * scale), round((total + margin) * scale)), "white")
     canvas = ImageCanvas(image, scale)
 
@@ -266,7 +294,20 @@ def render_png(pictures: EpisodePictures, path: Path) -> None:
         y += 24
         for i, (chart, w, h) in enumerate(joints):
             draw_chart(ImageCanvas(image, scale, margin + i % 3 * w, y + i // 3 * h), chart, w, h)
+        y += joints[0][2] * -(-len(joints) // 3)
+    y += 12
+    for note in notes:
+        canvas.text(margin, y + 8, note, 12)
+        y += 17
+    for chart in control:
+        draw_chart(ImageCanvas(image, scale, margin, y), chart, width - 2 * margin, CONTROL_HEIGHT)
+        y += CONTROL_HEIGHT
     image.save(path, optimize=True)
+
+
+def _wrapped(*texts: str) -> list[str]:
+    """Lines that fit the PNG; its font knows Latin letters only."""
+    return [line for text in texts for line in textwrap.wrap(text.replace("…", "..."), 190)]
 
 
 def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -219,6 +219,7 @@ class ServoBus:
     def __init__(self, specs: dict[str, ServoSpec], faults: Faults | None = None) -> None:
         self.servos = [Servo(spec) for spec in specs.values()]
         self.positions_read = ReadWatch()
+        self.skipped = 0  # bytes that belonged to no packet
         self._faults = faults or Faults()
         self._luck = random.Random(self._faults.seed)
         self._buffer = bytearray()
@@ -261,20 +262,20 @@ class ServoBus:
         while True:
             start = self._buffer.find(b"\xff\xff")
             if start < 0:
-                del self._buffer[: max(0, len(self._buffer) - 1)]
+                self._skip(max(0, len(self._buffer) - 1))
                 return answer
-            del self._buffer[:start]
+            self._skip(start)
             if len(self._buffer) < 4:
                 return answer
             length = self._buffer[3]
             if self._buffer[2] == 0xFF or not 2 <= length <= 250:  # a header cannot start here
-                del self._buffer[0]
+                self._skip(1)
                 continue
             if len(self._buffer) < 4 + length:
                 return answer
             packet = bytes(self._buffer[: 4 + length])
             if checksum(packet[2:-1]) != packet[-1]:
-                del self._buffer[:2]
+                self._skip(2)
                 continue
             del self._buffer[: 4 + length]
             with self._lock:
@@ -282,6 +283,10 @@ class ServoBus:
                 answer += b"".join(map(self._spoil, self._execute(packet[2], packet[4], packet[5:-1])))
                 if packet[4] not in (PING, READ, SYNC_READ):
                     self._drive, self._shown = None, False  # a new homing offset moves the position shown
+
+    def _skip(self, n_bytes: int) -> None:
+        del self._buffer[:n_bytes]
+        self.skipped += n_bytes
 
     def _refresh(self) -> None:
         """Bring the registers up to what was sensed last; most of it is never read, so it waits until now."""

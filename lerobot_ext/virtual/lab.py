@@ -26,6 +26,7 @@ import zmq
 from lerobot_ext.errors import UserError
 from lerobot_ext.virtual import feetech, link, skin
 from lerobot_ext.virtual.directory import LabDirectory
+from lerobot_ext.virtual.refusals import Refusals
 from lerobot_ext.virtual.render import Cameras, camera_info
 from lerobot_ext.virtual.task import TICK_S, PressTask
 from lerobot_ext.virtual.terminal import Terminal
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 WRIST = "wrist"  # the camera's name in LeRobot's ZMQ messages
 JPEG_QUALITY = 90
+MAX_REQUEST_BYTES = 1 << 16  # libzmq drops whoever announces more, before allocating it
+MAX_TOPICS = 64
 LATE_S = 1.0  # further behind than this, the lab lets the time go instead of catching up
 
 
@@ -94,6 +97,7 @@ class Lab:
             stack.callback(self._cameras.close)
             self._camera_info = camera_info(config.width, config.height, config.fps)
             self._table = self._cameras.table_mark()
+            self._refusals = Refusals()
             self._follower = feetech.ServoBus(feetech.FOLLOWER, config.faults)
             self._leader = feetech.ServoBus(feetech.LEADER)
             self._sense()
@@ -108,11 +112,13 @@ class Lab:
             }
             context = zmq.Context()
             stack.callback(context.destroy, linger=0)
-            self._wrist = Publisher(context, f"tcp://127.0.0.1:{config.wrist_port}")
-            self._side = Publisher(context, f"ipc://{self.directory.path / 'side'}")
+            self._wrist = Publisher(context, WRIST, f"tcp://127.0.0.1:{config.wrist_port}", self._refusals)
+            self._side = Publisher(context, "side", f"ipc://{self.directory.path / 'side'}", self._refusals)
             self._control = context.socket(zmq.REP)
+            self._control.maxmsgsize = MAX_REQUEST_BYTES
+            self._refusals.watch("control", self._control)
             self._control.bind(f"ipc://{self.directory.path / 'control'}")
-            servos = ServoThread(buses)
+            servos = ServoThread(buses, self._refusals)
             stack.callback(servos.close)
             self._close = stack.pop_all().close
         self._frame_number = 0
@@ -192,10 +198,15 @@ class Lab:
 
     def _answer(self) -> None:
         """Answer the requests that have arrived."""
+        self._refusals.look()
         while self._control.get(zmq.EVENTS) & zmq.POLLIN:
+            first, *others = self._control.recv_multipart()
             try:
-                reply = self._do(msgspec.json.decode(self._control.recv(), type=link.Request))
-            except msgspec.MsgspecError as error:
+                if others:
+                    raise ValueError(f"it has {1 + len(others)} frames, expected 1")
+                reply = self._do(msgspec.json.decode(first, type=link.Request))
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                self._refusals.note("control", f"a message that is not a request: {error}")
                 reply = link.Reply(error=f"that is not a request: {error}")
             self._control.send(msgspec.json.encode(reply))
 
@@ -235,13 +246,14 @@ class Lab:
             episodes=tuple(task.episodes),
             table_centre=self._table,
             wrist_port=self.config.wrist_port,
+            refused=self._refusals.count,
         )
 
 
 class Publisher:
     """A PUB socket that knows whether anybody listens and never waits for those who are slow."""
 
-    def __init__(self, context: zmq.Context, address: str) -> None:
+    def __init__(self, context: zmq.Context, name: str, address: str, refusals: Refusals) -> None:
         """Bind to `address`.
 
         Raises:
@@ -249,7 +261,10 @@ class Publisher:
         """
         self._socket = context.socket(zmq.XPUB)
         self._socket.sndhwm = 2
+        self._socket.maxmsgsize = MAX_REQUEST_BYTES
         self._topics: set[bytes] = set()
+        self._name, self._refusals = name, refusals
+        refusals.watch(name, self._socket)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -262,8 +277,13 @@ class Publisher:
     def wanted(self) -> bool:
         """Whether anybody subscribes."""
         while self._socket.get(zmq.EVENTS) & zmq.POLLIN:
-            event = self._socket.recv()
-            (self._topics.add if event[:1] == b"\x01" else self._topics.discard)(event[1:])
+            event, *others = self._socket.recv_multipart()
+            if event[:1] == b"\x01" and not others and len(self._topics) < MAX_TOPICS:
+                self._topics.add(event[1:])
+            elif event[:1] == b"\x00" and not others:
+                self._topics.discard(event[1:])
+            else:
+                self._refusals.note(self._name, "a message that is no subscription")
         return bool(self._topics)
 
     def send(self, *parts: bytes | np.ndarray) -> None:
@@ -275,7 +295,8 @@ class Publisher:
 class ServoThread:
     """Answers what drivers send to the servos' ports, asleep in between."""
 
-    def __init__(self, buses: dict[Terminal, feetech.ServoBus]) -> None:
+    def __init__(self, buses: dict[Terminal, feetech.ServoBus], refusals: Refusals | None = None) -> None:
+        self._refusals = refusals or Refusals()
         self._selector = selectors.DefaultSelector()
         for terminal, bus in buses.items():
             self._selector.register(terminal, selectors.EVENT_READ, (terminal, bus))
@@ -290,8 +311,12 @@ class ServoThread:
                 if key.data is None:
                     return
                 terminal, bus = key.data
+                skipped = bus.skipped
                 if answer := bus.feed(terminal.read()):
                     terminal.write(answer)
+                if bus.skipped > skipped:
+                    what = f"{bus.skipped - skipped} bytes that are no packet for a servo"
+                    self._refusals.note(terminal.link.name, what)
 
     def close(self) -> None:
         """End the thread."""

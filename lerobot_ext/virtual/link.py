@@ -101,6 +101,7 @@ class Status(msgspec.Struct, frozen=True):
     episodes: tuple[Episode, ...]
     table_centre: TableMark | None = None
     wrist_port: int = 0
+    refused: int = 0  # what came to the lab's ports and was not for them
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -35,7 +35,8 @@ RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
-Encoding = Literal["raw", "jpeg", "zstd", "png"]
+# `zstd_rows` is described at `pictures._to_rows`.
+Encoding = Literal["raw", "jpeg", "zstd", "zstd_rows"]
 
 
 class ArrayInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -45,7 +46,8 @@ class ArrayInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         name: Unique within the message.
         dtype: A key of `codec.WIRE_DTYPES`.
         shape: At most MAX_NDIM dimensions; with the dtype it gives the exact number of bytes, once decoded.
-        checksum: `codec.checksum` of the bytes as they travel.
+        checksum: `codec.checksum` of the bytes as they travel; None where the sender relies on what carries them. In
+            shared memory the stamp that is there as long as they are whole.
         encoding: How they travel; anything but `raw` is for pictures only.
         offset: Where they begin in the sender's shared memory; None if they are a frame of the message.
     """
@@ -53,7 +55,7 @@ class ArrayInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     name: Name
     dtype: str
     shape: Annotated[tuple[Dim, ...], msgspec.Meta(max_length=MAX_NDIM)]
-    checksum: Annotated[int, msgspec.Meta(ge=0)]
+    checksum: Annotated[int, msgspec.Meta(ge=0)] | None
     encoding: Encoding = "raw"
     offset: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
 
@@ -115,6 +117,7 @@ class Welcome(Message):
             of 1 to n_obs_steps observations, one control step apart, the oldest first.
         supports_rtc: True if an Infer may have `rtc`.
         pictures: At what size the policy looks at them; those it takes at any size are not listed.
+        shared_memory: True if the server reads the segment that the Hello named; else arrays come as frames.
 
     The arrays POSTPROCESSOR_SCALE and POSTPROCESSOR_OFFSET come with it if the postprocessor is of that form.
     """
@@ -130,6 +133,7 @@ class Welcome(Message):
     n_obs_steps: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     supports_rtc: bool = False
     pictures: Annotated[tuple[PictureUse, ...], msgspec.Meta(max_length=256)] = ()
+    shared_memory: bool = False
 
 
 class Rtc(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

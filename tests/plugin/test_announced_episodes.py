@@ -1,6 +1,7 @@
 """Episodes are announced by LeRobot's own loops, and sensors are tared when one starts."""
 
 import logging
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,22 +67,43 @@ class Engine:
         self.notes.append(("observation", observation))
 
 
-def test_a_policys_episode_is_announced_while_the_policy_waits(heard):
-    robot = SimpleNamespace()
+class Dataset:
+    """As much of a dataset as is looked at around an episode."""
+
+    num_episodes = 7
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def has_pending_frames(self):
+        return self.frames > 0
+
+
+def policy_loop(engine, robot, *, frames=1, shut_down=False):
+    """LeRobot's loop of an episode that is over at once; the events that it leaves."""
     strategy = EpisodicStrategy.__new__(EpisodicStrategy)
-    strategy._engine = Engine(heard)
+    strategy._engine = engine
     strategy._interpolator = SimpleNamespace(get_control_interval=lambda fps: 1 / fps)
-    wrapped = SimpleNamespace(inner=robot)
+    shutdown_event = threading.Event()
+    if shut_down:
+        shutdown_event.set()
+    events = {}
     strategy._policy_loop(
-        ctx=None,
-        robot=wrapped,
-        events={},
+        ctx=SimpleNamespace(runtime=SimpleNamespace(shutdown_event=shutdown_event)),
+        robot=SimpleNamespace(inner=robot),
+        events=events,
         features={},
         fps=30,
         control_time_s=0,
-        dataset=None,
+        dataset=Dataset(frames),
         single_task="press",
     )
+    return events
+
+
+def test_a_policys_episode_is_announced_while_the_policy_waits(heard):
+    robot = SimpleNamespace()
+    assert policy_loop(Engine(heard), robot) == {}
     assert heard == [
         "pause",
         ("start", robot),
@@ -90,6 +112,38 @@ def test_a_policys_episode_is_announced_while_the_policy_waits(heard):
         "resume",
         ("end", robot),
     ]
+
+
+def test_an_engine_that_wants_to_know_is_told_the_episodes_number_and_end(heard):
+    class Curious(Engine):
+        def start_episode(self, index):
+            self.notes.append(("episode", index))
+
+        def end_episode(self):
+            self.notes.append("over")
+
+    robot = SimpleNamespace()
+    policy_loop(Curious(heard), robot)
+    assert heard == [
+        "pause",
+        ("start", robot),
+        ("observation", None),
+        "reset",
+        ("episode", 7),
+        "resume",
+        "over",
+        ("end", robot),
+    ]
+
+
+def test_an_episode_without_a_frame_is_recorded_again_instead_of_ending_the_run(caplog):
+    assert policy_loop(Engine([]), SimpleNamespace(), frames=0) == {"rerecord_episode": True}
+    assert "recorded again" in caplog.text
+
+
+def test_at_a_shutdown_an_episode_without_a_frame_is_dropped():
+    events = policy_loop(Engine([]), SimpleNamespace(), frames=0, shut_down=True)
+    assert events == {"rerecord_episode": True, "stop_recording": True}
 
 
 def test_sensors_are_tared_and_the_baseline_is_logged(caplog):

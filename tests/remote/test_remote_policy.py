@@ -15,7 +15,6 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.utils import prepare_observation_for_inference
-from lerobot.rollout.inference.rtc import supports_rtc_inference
 from lerobot.rollout.inference.sync import SyncInferenceEngine
 
 from lerobot_ext.features import VectorFeature
@@ -133,15 +132,10 @@ def test_a_server_that_is_not_there_is_an_error_within_five_seconds():
         assert time.monotonic() - started < 5
 
 
-def test_rtc_is_left_to_policies_that_support_it(server):
-    policy = RemotePolicy(RemoteConfig(address=server.address))
-    assert not supports_rtc_inference(policy)
-    with pytest.raises(ValueError, match="inference_delay"):
-        policy.predict_action_chunk({}, inference_delay=2)
-
-
 def test_the_config_survives_saving(tmp_path):
-    config = RemoteConfig(address="tcp://gpu:6000", n_action_steps=7, seed=3, rename_map={"a": "b"})
+    config = RemoteConfig(
+        address="tcp://gpu:6000", n_action_steps=7, seed=3, rename_map={"a": "b"}, codec="jpeg", keys="k"
+    )
     config.save_pretrained(tmp_path)
     assert PreTrainedConfig.from_pretrained(tmp_path) == config
 
@@ -160,6 +154,8 @@ def test_the_policy_survives_saving_without_weights(server, tmp_path):
         {"n_action_steps": 0},
         {"actions_per_chunk": 0},
         {"seed": -1},
+        {"codec": "mp4"},
+        {"jpeg_quality": 0},
     ],
 )
 def test_numbers_that_cannot_be_are_refused(values):

@@ -86,25 +86,6 @@ def test_robots_get_their_own_chunks_at_once(serve, act):
     assert max(worst) < 1e-5
 
 
-def test_one_client_serves_several_threads(serve, act):
-    _, address = serve()
-    frame = checkpoints.observation()
-    expected = checkpoints.local_chunk(act, frame).numpy()
-    differences = []
-    with PolicyClient(address, timeout_s=30) as client:
-
-        def ask():
-            differences.append(np.abs(client.infer(frame).actions - expected).max())
-
-        threads = [threading.Thread(target=ask) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    assert len(differences) == 6
-    assert max(differences) < 1e-5
-
-
 def test_features_are_compared_at_the_handshake(serve):
     _, address = serve()
     given = [FeatureSpec("observation.state", "vector", (7,), DTYPES["vector"])]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 
+CODECS = ("auto", "raw", "jpeg", "lossless")
+
 
 @PreTrainedConfig.register_subclass("remote")
 @dataclass
@@ -22,6 +24,14 @@ class RemoteConfig(PreTrainedConfig):
         rename_map: The robot's observation keys to the policy's.
         robot_type: What to tell the server about the robot; LeRobot's pipelines do not tell the policy.
         telemetry_path: A file that gets one JSON line a chunk, with its round trip and the server's durations.
+        keys: This robot's folder of the keys that `lerobot-ext keys` made (`FOLDER/NAME`); the connection is then
+            encrypted, and both sides prove who they are. None for a server without keys.
+        codec: How pictures travel: `raw` (exact); `jpeg` (depth stays exact); `lossless`; or `auto`: whichever is the
+            quickest over the link, as measured. On `ipc://` they always go through shared memory.
+        jpeg_quality: 1 to 100.
+        shrink: Make pictures as small as the policy will see them before they are sent, unless they travel raw.
+        rtc_config: Not on the command line; LeRobot's rollout sets it with `--inference.type=rtc`.
+        rtc_postprocessor: Not on the command line; scale and offset of the server's postprocessor, in RTC mode.
     """
 
     address: str = "tcp://127.0.0.1:5555"
@@ -33,6 +43,14 @@ class RemoteConfig(PreTrainedConfig):
     rename_map: dict[str, str] = field(default_factory=dict)
     robot_type: str = ""
     telemetry_path: str | None = None
+    keys: str | None = None
+    codec: str = "auto"
+    jpeg_quality: int = 90
+    shrink: bool = True
+
+    # Set on an instance while it is in use, and never saved: without annotations, so that these are no fields.
+    rtc_config = None
+    rtc_postprocessor = None
 
     # A policy without weights needs no accelerator; saying so spares LeRobot's warning that none was chosen.
     device: str | None = "cpu"
@@ -54,6 +72,10 @@ class RemoteConfig(PreTrainedConfig):
                 raise ValueError(f"policy.{name} is {getattr(self, name)}, expected 1 or more, or null.")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"policy.seed is {self.seed}, expected 0 or more, or null.")
+        if self.codec not in CODECS:
+            raise ValueError(f"policy.codec is '{self.codec}', expected one of {', '.join(CODECS)}.")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"policy.jpeg_quality is {self.jpeg_quality}, expected 1 to 100.")
 
     @property
     def observation_delta_indices(self) -> None:

@@ -5,14 +5,17 @@ The connection is `simplify_work.local`'s; how the server infers is nobody's bus
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE, OBS_STR
@@ -21,8 +24,10 @@ from torch import Tensor
 from lerobot_ext.policies.remote.configuration_remote import RemoteConfig
 from simplify_work.local.batch import observation_from_batch, task_of
 from simplify_work.local.client import ActionChunk, PolicyClient
-from simplify_work.wire.features import DTYPES, FeatureSpec, check_features, kind_of
-from simplify_work.wire.messages import Welcome
+from simplify_work.local.history import History
+from simplify_work.wire.errors import ServerUnreachable
+from simplify_work.wire.features import DTYPES, FeatureSpec, check_features, describe, kind_of
+from simplify_work.wire.messages import Rtc, Welcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +52,21 @@ class RemotePolicy(PreTrainedPolicy):
     def __init__(self, config: RemoteConfig, **kwargs: Any) -> None:
         super().__init__(config)
         self._client = PolicyClient(
-            config.address, timeout_s=config.timeout_s, connect_timeout_s=config.connect_timeout_s
+            config.address,
+            timeout_s=config.timeout_s,
+            connect_timeout_s=config.connect_timeout_s,
+            keys=config.keys,
+            codec=config.codec,
+            jpeg_quality=config.jpeg_quality,
+            shrink=config.shrink,
         )
         # Nobody closes a policy; the server shall hear of its end all the same.
         weakref.finalize(self, self._client.close)
         self._queue: deque[Tensor] = deque()
         self._chunks = 0
+        self._rtc = False
         self.welcome: Welcome = self._client.connect()
+        self._history = History(self.welcome.n_obs_steps)
         if self.welcome.action_names and not getattr(config, "action_feature_names", None):
             # LeRobot's rollout asks the config for the order of the action's entries.
             config.action_feature_names = list(self.welcome.action_names)
@@ -86,6 +99,36 @@ class RemotePolicy(PreTrainedPolicy):
         """Actions of a chunk that are executed before the next is asked for."""
         return self.config.n_action_steps or self.welcome.n_action_steps
 
+    def supports_rtc(self) -> bool:
+        """True if the server's policy can continue a chunk; LeRobot asks this before it runs RTC."""
+        if not self.welcome.supports_rtc:
+            logger.info(
+                "policy '%s' at %s has no RTC, which takes a flow-matching policy such as smolvla or pi0; use "
+                "--inference.type=async or sync",
+                self.welcome.policy_type,
+                self.config.address,
+            )
+        return self.welcome.supports_rtc
+
+    def init_rtc_processor(self) -> None:
+        """From now on chunks are in the model's units, and the postprocessor runs here: LeRobot's engine wants that.
+
+        LeRobot's rollout calls it after it set `config.rtc_config`, and then makes the processors for that config.
+
+        Raises:
+            ValueError: If the server's policy has no RTC, or its postprocessor cannot run here.
+        """
+        where = f"policy '{self.welcome.policy_type}' at {self.config.address}"
+        if not self.welcome.supports_rtc:
+            raise ValueError(f"{where} has no RTC; use --inference.type=async or sync.")
+        if self._client.postprocessor is None:
+            raise ValueError(
+                f"{where} has a postprocessor that is not scale and offset of each action entry, so it cannot run at "
+                "the robot, as --inference.type=rtc needs; use --inference.type=async, which leaves it to the server."
+            )
+        self.config.rtc_postprocessor = tuple(array.tolist() for array in self._client.postprocessor)
+        self._rtc = True
+
     def check_features(self, observation_features: Mapping[str, Any]) -> None:
         """Compare what the policy wants with what a robot gives, before it moves.
 
@@ -109,44 +152,92 @@ class RemotePolicy(PreTrainedPolicy):
             RemoteError: If the server is not there any more.
         """
         self._queue.clear()
+        self._history.clear()
         self._chunks = 0
         self._client.reset()
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        *,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
         """Ask the server for a chunk.
 
         Args:
             batch: One observation as LeRobot's `prepare_observation_for_inference` makes it; pictures that were
                 uint8 are sent as that uint8, everything else as it is.
-            kwargs: Must be empty; what a policy may be told beyond the observation is not sent yet.
+            inference_delay: In RTC mode, steps that will have been executed when the chunk is there.
+            prev_chunk_left_over: In RTC mode, (n, dim) or (1, n, dim) of the last chunk, in the model's units.
+            execution_horizon: In RTC mode, instead of the one of `config.rtc_config`.
 
         Returns:
-            (1, n, dim) float32 on the CPU, in the robot's units: the server has postprocessed it.
+            (1, n, dim) float32 on the CPU, in the robot's units: the server has postprocessed it. In RTC mode (after
+            `init_rtc_processor`) in the model's units.
 
         Raises:
+            ValueError: If something for RTC is given out of RTC mode.
             RemoteError: One of its kinds, see `PolicyClient.infer`.
         """
-        if given := sorted(key for key, value in kwargs.items() if value is not None):
-            raise ValueError(
-                f"policy type 'remote' cannot pass on {', '.join(given)}; use --inference.type=sync."
-            )
-        observation = observation_from_batch(batch, self.welcome.inputs, self.welcome.policy_type)
-        seed = None if self.config.seed is None else self.config.seed + self._chunks
-        chunk = self._client.infer(
-            observation, task=task_of(batch), robot_type=self.config.robot_type, seed=seed
+        return self._next_chunk(
+            self._history.add(self._observation(batch)),
+            task_of(batch),
+            inference_delay=inference_delay,
+            prev_chunk_left_over=prev_chunk_left_over,
+            execution_horizon=execution_horizon,
         )
-        self._chunks += 1
-        self._record(chunk)
-        return torch.from_numpy(chunk.actions[: self.config.actions_per_chunk]).unsqueeze(0)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """The next action, (1, dim); asks the server when the last chunk's `n_action_steps` are used up."""
+        if not self._queue or self._history.length > 1:
+            observation = self._history.add(self._observation(batch))
         if not self._queue:
-            actions = self.predict_action_chunk(batch, **kwargs)[:, : self.n_action_steps]
+            actions = self._next_chunk(observation, task_of(batch), **kwargs)[:, : self.n_action_steps]
             self._queue.extend(actions.transpose(0, 1))
         return self._queue.popleft()
+
+    def observe(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Remember an observation for which no chunk is asked.
+
+        Needed at each control step where `welcome.n_obs_steps` is above 1, and only there.
+
+        Args:
+            arrays: As `infer`.
+        """
+        if self._history.length > 1:
+            self._history.add(self._wanted(arrays))
+
+    def infer(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        task: str = "",
+        rtc: Rtc | None = None,
+        left_over: np.ndarray | None = None,
+    ) -> ActionChunk:
+        """Ask the server for a chunk, without torch and without conversions.
+
+        May be called from several threads at once.
+
+        Args:
+            arrays: The observation by LeRobot's keys: pictures (H, W, 3) uint8, depth (H, W, 1) uint16 or float32,
+                vectors (n,) float32. Not to be written to afterwards where `welcome.n_obs_steps` is above 1.
+            task: What the robot shall do, in words.
+            rtc: How to continue `left_over`.
+            left_over: (n, dim) float32, what is left of the last chunk's `model_actions`.
+
+        Returns:
+            The chunk in the robot's units, `config.actions_per_chunk` of it; with `model_actions` if the server's
+            policy has RTC.
+
+        Raises:
+            RemoteError: One of its kinds, see `PolicyClient.infer`.
+        """
+        observation = self._history.add(self._wanted(arrays))
+        return self._infer(observation, task, rtc, left_over, self.welcome.supports_rtc)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict | None]:
         """Refuse: there is nothing to train.
@@ -164,6 +255,93 @@ class RemotePolicy(PreTrainedPolicy):
         """
         self.config.get_optimizer_preset()
 
+    def _next_chunk(
+        self, observation: dict[str, np.ndarray], task: str, **rtc_arguments: int | Tensor | None
+    ) -> Tensor:
+        """The chunk for an observation, (1, n, dim)."""
+        if not self._rtc:
+            if given := sorted(key for key, value in rtc_arguments.items() if value is not None):
+                raise ValueError(
+                    f"policy type 'remote' passes on {', '.join(given)} in RTC mode only; use --inference.type=rtc."
+                )
+            return torch.from_numpy(self._infer_until_deadline(observation, task).actions).unsqueeze(0)
+        rtc = self._rtc_of(**rtc_arguments)
+        left_over = rtc_arguments.get("prev_chunk_left_over") if rtc is not None else None
+        if left_over is not None:
+            left_over = left_over.detach().to("cpu", torch.float32).numpy()
+            left_over = left_over.reshape(left_over.shape[-2:])
+        chunk = self._infer(observation, task, rtc, left_over, model_actions=True)
+        return torch.from_numpy(chunk.model_actions).unsqueeze(0)
+
+    def _rtc_of(
+        self,
+        inference_delay: int | None = None,
+        execution_horizon: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+    ) -> Rtc | None:
+        """LeRobot's settings as the server takes them; None where they are switched off."""
+        settings = self.config.rtc_config
+        if settings is None or not settings.enabled:
+            return None
+        return Rtc(
+            inference_delay=inference_delay or 0,
+            execution_horizon=execution_horizon or settings.execution_horizon,
+            schedule=settings.prefix_attention_schedule.name.lower(),
+            max_guidance_weight=float(settings.max_guidance_weight),
+        )
+
+    def _infer_until_deadline(self, observation: dict[str, np.ndarray], task: str) -> ActionChunk:
+        """A chunk for a robot that stands still meanwhile: a connection that broke is not the end of it."""
+        deadline = time.monotonic() + self.config.timeout_s
+        while True:
+            try:
+                return self._infer(observation, task, timeout_s=max(0.0, deadline - time.monotonic()))
+            except ServerUnreachable as error:
+                if time.monotonic() >= deadline:
+                    raise
+                logger.warning("%s", error)
+
+    def _infer(
+        self,
+        observation: dict[str, np.ndarray],
+        task: str,
+        rtc: Rtc | None = None,
+        left_over: np.ndarray | None = None,
+        model_actions: bool = False,
+        timeout_s: float | None = None,
+    ) -> ActionChunk:
+        chunk = self._client.infer(
+            observation,
+            task=task,
+            robot_type=self.config.robot_type,
+            seed=self._seed(),
+            rtc=rtc,
+            left_over=left_over,
+            model_actions=model_actions,
+            timeout_s=timeout_s,
+        )
+        self._chunks += 1
+        self._record(chunk)
+        kept = self.config.actions_per_chunk
+        if kept is None:
+            return chunk
+        model = None if chunk.model_actions is None else chunk.model_actions[:kept]
+        return dataclasses.replace(chunk, actions=chunk.actions[:kept], model_actions=model)
+
+    def _seed(self) -> int | None:
+        return None if self.config.seed is None else self.config.seed + self._chunks
+
+    def _observation(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return observation_from_batch(batch, self.welcome.inputs, self.welcome.policy_type)
+
+    def _wanted(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of a robot's arrays that the policy wants, by its names."""
+        renamed = {new: old for old, new in self.config.rename_map.items()}
+        names = ((spec.name, renamed.get(spec.name, spec.name)) for spec in self.welcome.inputs)
+        found = {name: arrays[own] for name, own in names if own in arrays}
+        check_features(self.welcome.inputs, describe(found), self.welcome.policy_type)
+        return found
+
     def _record(self, chunk: ActionChunk) -> None:
         if self.config.telemetry_path is None:
             return
@@ -175,6 +353,8 @@ class RemotePolicy(PreTrainedPolicy):
             "preprocess_s": durations.preprocess_s,
             "infer_s": durations.infer_s,
             "postprocess_s": durations.postprocess_s,
+            "codec": chunk.codec,
+            "sent_bytes": chunk.sent_bytes,
         }
         with open(self.config.telemetry_path, "a") as file:
             file.write(json.dumps(line) + "\n")
