@@ -85,5 +85,8 @@ def explain(error: Exception) -> str | None:
     from lerobot_ext.errors import UserError
     from simplify_work.wire.errors import RemoteError
 
+    # draccus tells where in the config it was; what was wrong, only its cause says.
+    while type(error).__module__.startswith("draccus") and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     spoken = (UserError, RemoteError, ConnectionError, TimeoutError, ValueError, OSError)
     return " ".join(str(error).split()) if isinstance(error, spoken) else None

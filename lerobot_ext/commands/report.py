@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,6 @@ from typing import Any
 from lerobot_ext.recording.visualize_telemetry import Telemetry, load_if_there, summarize
 
 SHOWN = 5  # episodes of the evaluation whose pictures and curves are on the page
-
-
-def percentiles(values: list[float]) -> tuple[float, float]:
-    """Median and 95th percentile; (nan, nan) of nothing."""
-    if not values:
-        return float("nan"), float("nan")
-    ordered = sorted(values)
-    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
 
 
 def successes(episodes: list[dict[str, Any]]) -> str:
@@ -47,22 +38,14 @@ def summary(figures: dict[str, Any]) -> str:
     """The figures in a few lines of text.
 
     Args:
-        figures: The demo's. `telemetry_dir` (files of the engine `async`) and `round_trips` (one a chunk, for an
-            engine without telemetry) may be missing.
+        figures: The demo's. `telemetry_dir` (files of the engine `async`) may be missing.
     """
     control = control_summary(telemetries(figures.get("telemetry_dir")))
-    trips = figures.get("round_trips") or []
     losses = figures["losses"]
     lines = [
         f"demonstrations that succeeded: {successes(figures['demonstrations'])}",
         f"evaluated episodes that succeeded: {successes(figures['evaluations'])}  (the lab's verdict)",
     ]
-    if trips and not control:
-        median, high = percentiles([trip["round_trip_s"] * 1e3 for trip in trips])
-        infer, _ = percentiles([trip["infer_s"] * 1e3 for trip in trips if trip.get("infer_s") is not None])
-        lines.append(
-            f"round trip to the policy: median {median:.1f} ms, 95 % below {high:.1f} ms; {infer:.1f} ms of it inference"
-        )
     lines += control
     if losses:
         lines.append(

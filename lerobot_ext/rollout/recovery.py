@@ -128,7 +128,9 @@ class Recovery:
         """A chunk was refused whole, with `queued` actions left to execute."""
         self._note_refusal(text)
         if self._refusals >= _REFUSALS or queued == 0 or self._outage is not None:
-            self._lose(now, "refused", text)
+            self._lose(now, "refused", text, told=self._refusals > 1)
+        else:
+            logger.warning("%s", text)
 
     def call_failed(self, now: float, error: Exception) -> None:
         """A call of the source failed."""
@@ -137,7 +139,7 @@ class Recovery:
             # Also what the client says of a chunk that is not finite or not as wide as was announced.
             self._note_refusal(text)
         if isinstance(error, LASTING):
-            self._lose(now, kind, text, hopeful=False)
+            self._lose(now, kind, text, told=True)  # by what follows
             self.give_up(text)
         else:
             self._lose(now, kind, text)
@@ -183,19 +185,18 @@ class Recovery:
         self._refusals += 1
         self._log.counts.refused += 1
         self._log.event("refused", text=text)
-        if self._refusals == 1 and self._outage is None:
-            logger.warning("%s", text)
 
     def _note_fault(self, outage: Outage) -> None:
         self._log.counts.faults += 1
         self._log.event("fault", kind=outage.kind, text=outage.text)
 
-    def _lose(self, now: float, kind: str, text: str, hopeful: bool = True) -> None:
+    def _lose(self, now: float, kind: str, text: str, told: bool = False) -> None:
+        """No chunks come from now on; `told`: the log has the reason already."""
         self.must_reset, self._recovering = True, False
         if self._outage is None:
             self._outage = Outage(now, kind, text)
             self._note_fault(self._outage)
-            if hopeful:
+            if not told:
                 logger.warning(
                     "no chunks (%s): %s The arm executes what it has, then %s, and goes on by itself when chunks come "
                     "again; after %g s without, the run ends.",

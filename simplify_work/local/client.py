@@ -282,6 +282,8 @@ class PolicyClient:
             self._greeted_epoch = None
             return None
         except NotSent as error:
+            # After bytes that are not ZeroMQ's libzmq gives the connection up for good: the next call needs a new one.
+            self._channel.drop_if_idle()
             raise self._unreachable(timeout_s) from error
         except TimeoutError as error:
             # What was not sent yet would delay the next request.

@@ -21,7 +21,7 @@ from simplify_work.server.decoders import Decoders
 from simplify_work.server.mailbox import Job, Mailbox
 from simplify_work.server.metrics import Metrics
 from simplify_work.server.protocol import Inference, Request, Runner, SessionState
-from simplify_work.wire import listen
+from simplify_work.wire import listen, sockets
 from simplify_work.wire.codec import pack, peek, read_arrays
 from simplify_work.wire.errors import (
     RemoteError,
@@ -121,6 +121,7 @@ class PolicyServer:
     ) -> None:
         self._runner = runner
         self._shares_memory = listen.endpoint(socket).startswith("ipc://")
+        self._strangers = sockets.Strangers(socket)
         self._channel = Channel(socket)
         self._max_sessions = max_sessions
         self._max_batch = max_batch
@@ -169,6 +170,10 @@ class PolicyServer:
                     identity, *frames = message
                     self._receive(identity.bytes, frames)
                 self._end_idle_sessions()
+                for _ in range(self._strangers.arrived()):
+                    self._count_malformed(
+                        "a connection that does not speak ZeroMQ, or not as this server does"
+                    )
             for identity, session in self._sessions.items():
                 self._reply(identity, Bye(reason="the server was stopped."))
                 session.share(None)
@@ -205,7 +210,7 @@ class PolicyServer:
     def _refuse(self, identity: bytes, request: int | None, error: Exception) -> None:
         """Answer with an error."""
         if isinstance(error, WireFormatError):
-            self._count_malformed(identity, error)
+            self._count_malformed(f"a message of client {identity.hex()[:8]}: {error}")
         else:
             self.metrics.refused.inc()
         if not isinstance(error, RemoteError):
@@ -293,13 +298,13 @@ class PolicyServer:
         for identity in [key for key, session in self._sessions.items() if session.last_seen_s < limit]:
             self._end(identity, f"silent for {self._idle_timeout_s:g} s")
 
-    def _count_malformed(self, identity: bytes, error: WireFormatError) -> None:
+    def _count_malformed(self, what: str) -> None:
         """Log the first ones; garbage must not be able to fill the disk."""
         self._malformed += 1
         self.metrics.malformed.inc()
         if self._malformed <= _MALFORMED_LOGGED:
             last = " (further ones are only counted)" if self._malformed == _MALFORMED_LOGGED else ""
-            logger.warning("refused a message of client %s: %s%s", identity.hex()[:8], error, last)
+            logger.warning("refused %s%s", what, last)
 
     def _reply(self, identity: bytes, message: Message, arrays: dict[str, np.ndarray] | None = None) -> None:
         self._channel.send([identity, *pack(message, arrays)])

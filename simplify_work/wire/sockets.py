@@ -140,6 +140,29 @@ class HandshakeWatch:
         )
 
 
+class Strangers:
+    """Counts the connections to a bound socket that ended before they had said in ZeroMQ's words who they are.
+
+    What such a connection sent never becomes a message; refused keys are `zap`'s business and not counted.
+
+    Args:
+        socket: From `router`; the same thread must call `arrived`.
+    """
+
+    def __init__(self, socket: zmq.Socket) -> None:
+        self._events = socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+
+    def arrived(self) -> int:
+        """How many there were since the last call; never waits."""
+        count = 0
+        while self._events.get(zmq.EVENTS) & zmq.POLLIN:
+            self._events.recv_multipart()
+            count += 1
+        return count
+
+
 def greeting_mechanism(address: Address, timeout_s: float = _GREETING_TIMEOUT_S) -> str | None:
     """How the ZeroMQ server at an address wants to be talked to: `CURVE`, `NULL`; None if no such server is there.
 

@@ -48,8 +48,3 @@ def test_the_summary_is_over_all_episodes(tmp_path):
 def test_without_telemetry_there_is_no_line_about_it(more):
     text = report.summary(figures(**more))
     assert "control" not in text and "round trip" not in text and "whole demo: 60 s" in text
-
-
-def test_round_trips_of_the_engine_sync_are_still_told():
-    trips = [{"round_trip_s": 0.05, "infer_s": 0.04}] * 3
-    assert "round trip to the policy: median 50.0 ms" in report.summary(figures(round_trips=trips))

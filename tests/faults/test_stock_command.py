@@ -21,7 +21,7 @@ def test_the_stock_command_survives_kills_and_leaves_a_readable_dataset(lab, tmp
         *("--robot.type=so101_follower_ext", f"--robot.port={lab.follower}", "--robot.id=follower"),
         f"--robot.calibration_dir={lab.calibration}",
         *("--policy.type=remote", f"--policy.address={address}"),
-        *("--policy.timeout_s=1.5", "--policy.connect_timeout_s=1.5"),
+        *("--policy.timeout_s=1.5", "--policy.connect_timeout_s=20"),
         *("--inference.type=async", "--inference.give_up_s=10", f"--inference.telemetry_dir={telemetry}"),
         *("--strategy.type=episodic", "--dataset.repo_id=lab/rollout_swing", f"--dataset.root={root}"),
         *("--dataset.single_task=Swing.", "--dataset.num_episodes=1", "--dataset.episode_time_s=600"),
