@@ -166,7 +166,8 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
         cleanup,
         serve_log,
         command("serve", f"--policy.path={checkpoint}", "--host=127.0.0.1", f"--port={server_port}"),
-        env,
+        # Robot, cameras, encoders and lab share this machine's cores with it: a second thread would only wait for one.
+        env | {"OMP_NUM_THREADS": "1"},
     )
     wait_for(server, serve_log, "ready")
     console.print(f"server running at tcp://127.0.0.1:{server_port}")
