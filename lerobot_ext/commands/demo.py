@@ -66,7 +66,7 @@ def arguments() -> argparse.ArgumentParser:
         "--output", default="outputs/demo", help="folder of the results (default: %(default)s)"
     )
     parser.add_argument("--episodes", type=int, default=12, help="demonstrations (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
     parser.add_argument(
         "--evaluations", type=int, default=5, help="evaluated episodes (default: %(default)s)"
     )
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
         "train ACT with depth and force",
         "train",
         command("train", train),
-        Counter(r"(\d+)/\d+ \[", args.steps),
+        Counter(r"Training: [^\r\n]*?(\d+)/\d+ \[", args.steps),
         env,
     )
 
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace, output: Path, console: Console, cleanup: ExitS
         "train a tiny SmolVLA, 10 steps",
         "train_smolvla",
         command("train", smolvla),
-        Counter(r"(\d+)/\d+ \[", 10),
+        Counter(r"Training: [^\r\n]*?(\d+)/\d+ \[", 10),
         env,
     )
 

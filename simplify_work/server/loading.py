@@ -68,7 +68,11 @@ def load_policy(path: str, config: PreTrainedConfig) -> torch.nn.Module:
         raise UserError(
             f"the weights of checkpoint {path} cannot be loaded as policy '{config.type}': {first_line(error)}"
         ) from error
-    return policy.to(config.device).eval()
+    policy = policy.to(config.device).eval()
+    if config.device == "cpu":
+        # torch's convolutions of one small picture are twice as fast in this order of the weights.
+        policy = policy.to(memory_format=torch.channels_last)
+    return policy
 
 
 def load_processors(path: str, config: PreTrainedConfig) -> tuple:
