@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int | None:
     prepare(output)
     console = Console()
     console.print(
-        f"The whole loop on the virtual lab, in {output}/ (logs in {output}/logs/). About 9 minutes on 2 cores."
+        f"The whole loop on the virtual lab, in {output}/ (logs in {output}/logs/). About 10 minutes on 2 cores."
     )
     start = time.monotonic()
     with ExitStack() as cleanup:
@@ -66,7 +66,7 @@ def arguments() -> argparse.ArgumentParser:
         "--output", default="outputs/demo", help="folder of the results (default: %(default)s)"
     )
     parser.add_argument("--episodes", type=int, default=12, help="demonstrations (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=550, help="training steps (default: %(default)s)")
     parser.add_argument(
         "--evaluations", type=int, default=5, help="evaluated episodes (default: %(default)s)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -57,7 +58,8 @@ def call(context):
     def sent(address: Address, keys: ClientKeys | None = None) -> tuple[zmq.Socket, sockets.HandshakeWatch]:
         dealer = sockets.dealer(context, address, b"c" + uuid.uuid4().bytes, keys)
         kept.append(dealer)
-        dealer.send_multipart(pack(Reset(request=7)), zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):  # refused already
+            dealer.send_multipart(pack(Reset(request=7)), zmq.NOBLOCK)
         return dealer, sockets.HandshakeWatch(dealer, address, keys)
 
     return sent
