@@ -192,7 +192,11 @@ def check_server(cfg: EvaluateConfig) -> None:
 
     from lerobot_ext.policies.remote.modeling_remote import RemotePolicy
 
-    RemotePolicy(cfg.policy).check_features(make_robot_from_config(cfg.robot).observation_features)
+    policy = RemotePolicy(cfg.policy)
+    try:
+        policy.check_features(make_robot_from_config(cfg.robot).observation_features)
+    finally:
+        policy.close()
 
 
 def show(root: Path) -> None:

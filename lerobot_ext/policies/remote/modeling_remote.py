@@ -60,8 +60,8 @@ class RemotePolicy(PreTrainedPolicy):
             jpeg_quality=config.jpeg_quality,
             shrink=config.shrink,
         )
-        # Nobody closes a policy; the server shall hear of its end all the same.
-        weakref.finalize(self, self._client.close)
+        # LeRobot closes no policy; the server shall hear of its end all the same.
+        self._end = weakref.finalize(self, self._client.close)
         self._queue: deque[Tensor] = deque()
         self._chunks = 0
         self._rtc = False
@@ -144,6 +144,10 @@ class RemotePolicy(PreTrainedPolicy):
             for spec in given_features(observation_features)
         ]
         check_features(self.welcome.inputs, given, self.welcome.policy_type)
+
+    def close(self) -> None:
+        """End the session with the server, at the latest when the policy is collected."""
+        self._end()
 
     def reset(self) -> None:
         """A new episode begins, here and on the server.
