@@ -217,17 +217,7 @@ class RemoteSource:
             for arrays in earlier:
                 self._policy.observe(arrays)
             chunk = self._policy.infer(newest, self._task, request.rtc, request.left_over)
-        durations = chunk.durations
-        figures = {
-            "round_trip_s": chunk.round_trip_s,
-            "queue_s": durations.queue_s,
-            "preprocess_s": durations.preprocess_s,
-            "infer_s": durations.infer_s,
-            "postprocess_s": durations.postprocess_s,
-            "codec": chunk.codec,
-            "sent_bytes": chunk.sent_bytes,
-        }
-        return Answer(chunk.actions, chunk.model_actions, figures)
+        return Answer(chunk.actions, chunk.model_actions, chunk.figures)
 
     def _arrays(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return build_dataset_frame(self._features, observation, prefix=OBS_STR)

@@ -13,12 +13,12 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from simplify_work.local.action_chunk import ActionChunk
 from simplify_work.local.channel import Channel, NotSent, Reply
 from simplify_work.local.gauge import Gauge
 from simplify_work.local.outgoing import CodecName, Outgoing
@@ -43,7 +43,6 @@ from simplify_work.wire.messages import (
     Bye,
     Chunk,
     Done,
-    Durations,
     Hello,
     Infer,
     Reset,
@@ -56,27 +55,6 @@ logger = logging.getLogger(__name__)
 # "Within 5 s" includes the time that a program needs to begin.
 CONNECT_TIMEOUT_S = 4.5
 TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class ActionChunk:
-    """What came back for one observation.
-
-    Attributes:
-        actions: (n, dim) float32, in the robot's units, all finite; the caller's own.
-        durations: What the server spent, by its clock.
-        round_trip_s: From handing over the observation to having the actions, by this machine's clock.
-        model_actions: (n, dim) float32 before postprocessing; None if not asked for.
-        sent_bytes: Of the message with the observation; those in shared memory are not sent.
-        codec: How its pictures travelled: `raw`, `jpeg`, `lossless` or `shared`.
-    """
-
-    actions: np.ndarray
-    durations: Durations
-    round_trip_s: float
-    model_actions: np.ndarray | None = None
-    sent_bytes: int = 0
-    codec: str = "raw"
 
 
 class PolicyClient:

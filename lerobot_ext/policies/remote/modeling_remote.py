@@ -349,17 +349,7 @@ class RemotePolicy(PreTrainedPolicy):
     def _record(self, chunk: ActionChunk) -> None:
         if self.config.telemetry_path is None:
             return
-        durations = chunk.durations
-        line = {
-            "chunk": self._chunks,
-            "round_trip_s": chunk.round_trip_s,
-            "queue_s": durations.queue_s,
-            "preprocess_s": durations.preprocess_s,
-            "infer_s": durations.infer_s,
-            "postprocess_s": durations.postprocess_s,
-            "codec": chunk.codec,
-            "sent_bytes": chunk.sent_bytes,
-        }
+        line = {"chunk": self._chunks} | chunk.figures
         with open(self.config.telemetry_path, "a") as file:
             file.write(json.dumps(line) + "\n")
 
