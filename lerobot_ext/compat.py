@@ -134,8 +134,8 @@ def _record_loop(original: Callable) -> Callable:
         from lerobot_ext.recording.episodes import episode
 
         given = signature.bind(*args, **kwargs).arguments
-        recording = given.get("dataset") is not None
-        with episode(given["robot"]) if recording else nullcontext():
+        dataset = given.get("dataset")
+        with nullcontext() if dataset is None else episode(given["robot"], dataset):
             return original(*args, **kwargs)
 
     return record_loop
@@ -153,7 +153,7 @@ def _policy_loop(original: Callable) -> Callable:
         # it while the sensors are tared would be the first ones of this episode.
         engine = self._engine
         engine.pause()
-        with episode(getattr(robot, "inner", robot)):
+        with episode(getattr(robot, "inner", robot), dataset):
             engine.notify_observation(None)
             engine.reset()
             if hasattr(engine, "start_episode"):
