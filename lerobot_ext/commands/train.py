@@ -39,6 +39,7 @@ Trains a policy with LeRobot's train on the features you choose. Every key of le
   --modality.cameras='["wrist"]' RGB cameras by name (default: all)
   --modality.resize='[64,112]'   height and width of every image that the network sees
   --modality.depth.near_m=0.1 --modality.depth.far_m=1.5
+  --modality.exclude='["observation.my_*"]'   observations that are not seen; include: which own features are
   --modality.cache=memory        decode everything once before training, at most --modality.cache_max_gb=4
 
 The choice is saved with the checkpoint, in its preprocessor: whoever runs it applies it without being told.
@@ -60,6 +61,8 @@ class ModalityConfig:
         depth: How depth is shown, if `use_depth_image`.
         force: How force is given, if `use_force`.
         resize: Height and width in pixels of every image; None: as recorded.
+        include: Patterns of the users' own features that stay; None: all.
+        exclude: Patterns of observations that are not seen.
         cache: `none`: decode each time; `memory`: decode once before training and keep all frames.
         cache_max_gb: Most memory that the cache may take, in gigabytes.
     """
@@ -68,6 +71,8 @@ class ModalityConfig:
     depth: DepthSelection = field(default_factory=DepthSelection)
     force: ForceSelection = field(default_factory=ForceSelection)
     resize: list[int] | None = None
+    include: list[str] | None = None
+    exclude: list[str] = field(default_factory=list)
     cache: str = "none"
     cache_max_gb: float = 4.0
 
@@ -102,6 +107,8 @@ class TrainConfig(TrainPipelineConfig):
             force=self.modality.force if self.use_force else None,
             language_tip=self.use_language_tip,
             resize=self.modality.resize,
+            include=self.modality.include,
+            exclude=self.modality.exclude,
         )
 
 

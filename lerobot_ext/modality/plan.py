@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from lerobot_ext.errors import UserError
@@ -68,41 +69,80 @@ def make_plan(selection: Selection, features: Mapping[str, Mapping[str, Any]]) -
         One `Use` a feature, in the order of the dataset.
 
     Raises:
-        UserError: If the selection names or switches on something that was not recorded; lists what was.
+        UserError: If the selection names or switches on something that was not recorded, or has a pattern that
+            matches nothing; lists what was recorded.
     """
-    kinds = {key: kind_of(key, feature) for key, feature in features.items()}
-    rgb = _chosen(selection.cameras, [k for k in kinds if kinds[k] == RGB], "RGB camera")
-    depth_keys = [k for k in kinds if kinds[k] == DEPTH]
-    depth = _chosen(selection.depth.cameras, depth_keys, "depth stream") if selection.depth else set()
-    _need(selection.depth is None or depth_keys, "depth", "no depth stream", features)
-    _need(selection.force is None or OBS_FORCE in features, "force", OBS_FORCE, features)
-    _need(selection.force is None or OBS_STATE in features, "force fusion 'state'", OBS_STATE, features)
-    _need(not selection.language_tip or TIP in features, "a language tip", f"no column '{TIP}'", features)
+    excluded = matching(selection.exclude, "exclude", features)
+    own = None if selection.include is None else matching(selection.include, "include", features)
+    left = {key: feature for key, feature in features.items() if key not in excluded}
+    keys_of = {kind: [k for k, f in left.items() if kind_of(k, f) == kind] for kind in (RGB, DEPTH)}
+    chosen = _chosen(selection.cameras, keys_of[RGB], "RGB camera")
+    if selection.depth:
+        _need(keys_of[DEPTH], "depth", "no depth stream", left)
+        chosen |= _chosen(selection.depth.cameras, keys_of[DEPTH], "depth stream")
+    if selection.force:
+        _need(OBS_FORCE in left, "force", OBS_FORCE, left)
+        _need(OBS_STATE in left, "force fusion 'state'", OBS_STATE, left)
+    _need(not selection.language_tip or TIP in left, "a language tip", f"no column '{TIP}'", left)
 
     plan = []
     for key, feature in features.items():
-        kind, shape = kinds[key], shape_of(feature)
-        if kind == RGB:
-            seen = _resized(shape, selection)
-            use = (True, "colour camera", key, seen) if key in rgb else (False, "not in cameras")
-        elif kind == DEPTH:
-            off = "not in depth.cameras" if selection.depth else "depth is off (use_depth_image)"
-            seen = (*_resized(shape, selection)[:2], 3)
-            use = (True, _depth_phrase(selection), key, seen) if key in depth else (False, off)
-        elif kind == FORCE:
-            on = (True, f"joined to {OBS_STATE}", OBS_STATE, _fused_shape(features))
-            use = on if selection.force else (False, "force is off (use_force)")
-        elif kind == LANGUAGE:
-            on = (True, "appended to the task")
-            use = on if selection.language_tip else (False, "the tip is off (use_language_tip)")
-        elif key == OBS_STATE and selection.force:
-            use = (True, "joints, then force", key, _fused_shape(features))
-        elif key.startswith(OBS_PREFIX):
-            use = (True, "vector", key, shape)
+        if key in excluded:
+            plan.append(Use(key, kind_of(key, feature), feature, False, f"excluded by '{excluded[key]}'"))
+        elif own is not None and key not in own and _is_own(key, feature):
+            plan.append(Use(key, OTHER, feature, False, "not in include"))
         else:
-            use = (True, "for LeRobot", key, shape)
-        plan.append(Use(key, kind, feature, *use))
+            plan.append(_use(key, selection, left, key in chosen))
     return plan
+
+
+def _use(key: str, selection: Selection, features: Mapping[str, Mapping[str, Any]], chosen: bool) -> Use:
+    """What happens to one feature that no pattern takes away; `chosen` says whether an image was chosen."""
+    feature = features[key]
+    kind, shape = kind_of(key, feature), shape_of(feature)
+    if kind == RGB:
+        use = (
+            (True, "colour camera", key, _resized(shape, selection)) if chosen else (False, "not in cameras")
+        )
+    elif kind == DEPTH:
+        off = "not in depth.cameras" if selection.depth else "depth is off (use_depth_image)"
+        seen = (*_resized(shape, selection)[:2], 3)
+        use = (True, _depth_phrase(selection), key, seen) if chosen else (False, off)
+    elif kind == FORCE:
+        use = (False, "force is off (use_force)")
+        if selection.force:
+            use = (True, f"joined to {OBS_STATE}", OBS_STATE, _fused_shape(features))
+    elif kind == LANGUAGE:
+        tip = selection.language_tip
+        use = (True, "appended to the task") if tip else (False, "the tip is off (use_language_tip)")
+    elif key == OBS_STATE and selection.force:
+        use = (True, "joints, then force", key, _fused_shape(features))
+    else:
+        use = (True, "vector" if key.startswith(OBS_PREFIX) else "for LeRobot", key, shape)
+    return Use(key, kind, feature, *use)
+
+
+def _is_own(key: str, feature: Mapping[str, Any]) -> bool:
+    """Whether this is a user's own observation: neither the joints nor what another option decides on."""
+    return key.startswith(OBS_PREFIX) and key != OBS_STATE and kind_of(key, feature) == OTHER
+
+
+def matching(patterns: Iterable[str], option: str, features: Iterable[str]) -> dict[str, str]:
+    """Observations that match one of the patterns, and which one; `*` and `?` as in file names.
+
+    Raises:
+        UserError: A pattern matches no observation; lists those that there are.
+    """
+    observations = [key for key in features if key.startswith(OBS_PREFIX)]
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        hits = [key for key in observations if fnmatchcase(key, pattern)]
+        if not hits:
+            raise UserError(
+                f"{option} '{pattern}' matches no observation; the dataset has: {_listed(observations)}."
+            )
+        found |= {key: found.get(key, pattern) for key in hits}
+    return found
 
 
 def network_features(plan: Iterable[Use]) -> dict[str, dict[str, Any]]:

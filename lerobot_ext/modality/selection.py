@@ -62,7 +62,8 @@ class ForceSelection:
 class Selection:
     """Which recorded features a policy sees, and how.
 
-    Features that LeRobot's policies take as they are (`observation.state`, a user's own vectors) always stay.
+    Features that LeRobot's policies take as they are (`observation.state`, a user's own vectors) stay unless
+    `include` or `exclude` say otherwise.
 
     Attributes:
         cameras: Names of the RGB cameras (`wrist`), or None for all; an empty tuple for none.
@@ -71,6 +72,8 @@ class Selection:
         language_tip: Append the episode's tip to the task.
         resize: Height and width in pixels of every image, colour and depth, that the network sees; the aspect
             ratio is not kept. None: as recorded.
+        include: Patterns (`observation.my_*`) of the users' own features that stay; None: all of them.
+        exclude: Patterns of observations that are not seen, of whatever kind; it wins over everything else.
     """
 
     cameras: tuple[str, ...] | None = None
@@ -78,10 +81,14 @@ class Selection:
     force: ForceSelection | None = None
     language_tip: bool = False
     resize: tuple[int, int] | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Bring lists into their form and check the values."""
         object.__setattr__(self, "cameras", _names(self.cameras, "cameras"))
+        object.__setattr__(self, "include", _names(self.include, "include"))
+        object.__setattr__(self, "exclude", _names(self.exclude or (), "exclude"))
         if self.resize is not None:
             size = tuple(self.resize)
             if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):

@@ -7,7 +7,9 @@ from lerobot_ext.modality import DepthSelection, ForceSelection, Selection
 
 
 def test_survives_json():
-    selection = Selection(("wrist",), DepthSelection(near_m=0.2), ForceSelection(), True, (64, 112))
+    selection = Selection(
+        ("wrist",), DepthSelection(near_m=0.2), ForceSelection(), True, (64, 112), None, ("a*",)
+    )
     assert Selection.from_dict(json.loads(json.dumps(selection.to_dict()))) == selection
 
 
