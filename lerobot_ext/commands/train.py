@@ -38,7 +38,7 @@ Trains a policy with LeRobot's train on the features you choose. Every key of le
   --use_language_tip=true        the episode's tip is appended to the task
   --modality.cameras='["wrist"]' RGB cameras by name (default: all)
   --modality.resize='[64,112]'   height and width of every image that the network sees
-  --modality.depth.near_m=0.1 --modality.depth.far_m=1.5
+  --modality.depth.near_m=0.1 --modality.depth.far_m=1.5 --modality.depth.representation=gray|turbo|normals
   --modality.exclude='["observation.my_*"]'   observations that are not seen; include: which own features are
   --modality.cache=memory        decode everything once before training, at most --modality.cache_max_gb=4
 

@@ -79,7 +79,11 @@ def make_plan(selection: Selection, features: Mapping[str, Mapping[str, Any]]) -
     chosen = _chosen(selection.cameras, keys_of[RGB], "RGB camera")
     if selection.depth:
         _need(keys_of[DEPTH], "depth", "no depth stream", left)
-        chosen |= _chosen(selection.depth.cameras, keys_of[DEPTH], "depth stream")
+        streams = _chosen(selection.depth.cameras, keys_of[DEPTH], "depth stream")
+        chosen |= streams
+        if selection.depth.representation == "normals":
+            for key in sorted(streams):
+                _need_intrinsics(key, left[key])
     if selection.force:
         _need(OBS_FORCE in left, "force", OBS_FORCE, left)
         _need(OBS_STATE in left, "force fusion 'state'", OBS_STATE, left)
@@ -180,6 +184,8 @@ def raw_observation(plan: Iterable[Use]) -> dict[str, dict[str, Any]]:
         if use.kind == DEPTH:
             limits = depth_range(use.recorded)
             entry |= {"lowest_m": limits.lowest_m, "highest_m": limits.highest_m}
+            if (intrinsics := intrinsics_of(use.recorded)) is not None:
+                entry["intrinsics"] = intrinsics
         elif use.kind != RGB:
             entry["names"] = names_of(use.recorded)
         result[use.key] = entry
@@ -194,6 +200,14 @@ def depth_range(feature: Mapping[str, Any]) -> DepthRange:
 
     encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
     return DepthRange(float(encoder.depth_min), float(encoder.depth_max))
+
+
+def intrinsics_of(feature: Mapping[str, Any]) -> dict[str, float] | None:
+    """Focal lengths, centre and size in pixels that were recorded with a depth stream; None if they were not."""
+    camera = (feature.get("info") or {}).get("camera") or {}
+    found = camera.get("intrinsics") or {}
+    names = ("width", "height", "fx", "fy", "ppx", "ppy")
+    return {name: found[name] for name in names} if all(name in found for name in names) else None
 
 
 def shape_of(feature: Mapping[str, Any]) -> tuple[int, ...]:
@@ -240,6 +254,15 @@ def _need(there: Any, what: str, missing: str, features: Mapping[str, Any]) -> N
     if not there:
         missing = missing if missing.startswith("no ") else f"no {missing}"
         raise UserError(f"{what} is selected, but the dataset has {missing}; it has: {_listed(features)}.")
+
+
+def _need_intrinsics(key: str, feature: Mapping[str, Any]) -> None:
+    if intrinsics_of(feature) is None:
+        raise UserError(
+            f"depth.representation 'normals' needs the intrinsics of {key}, which were not recorded (only realsense_rgbd "
+            "writes them); choose gray or turbo, or write them into features."
+            f"{key}.info.camera.intrinsics of meta/info.json (width, height, fx, fy, ppx, ppy in pixels)."
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lerobot_ext.errors import UserError
 
-REPRESENTATIONS = ("gray",)
+REPRESENTATIONS = ("gray", "turbo", "normals")
 FUSIONS = ("state",)
 
 
@@ -25,7 +25,8 @@ class DepthSelection:
         cameras: Names of the depth streams (`side_depth`), or None for all of them.
         near_m: Distance in metres shown darkest; what is nearer is shown like it.
         far_m: Distance in metres shown brightest; what is farther is shown like it.
-        representation: `gray`: the same value in three channels (see `depth.gray`).
+        representation: `gray`: the same value in three channels; `turbo`: a colour map; `normals`: surface
+            normals, which need the camera's intrinsics (see `depth.gray`, `depth.turbo`, `depth.normals`).
     """
 
     cameras: tuple[str, ...] | None = None

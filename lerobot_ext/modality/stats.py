@@ -10,7 +10,7 @@ import torch
 from lerobot.utils.constants import IMAGENET_STATS
 
 from lerobot_ext.features import OBS_FORCE
-from lerobot_ext.modality.depth import NEAREST_GRAY, gray_value
+from lerobot_ext.modality.depth import NEAREST_GRAY, DepthRange, Pinhole, depth_image, gray_value
 from lerobot_ext.modality.plan import DEPTH, FORCE, OBS_STATE, Use
 from lerobot_ext.modality.selection import DepthSelection, Selection
 
@@ -32,7 +32,8 @@ def network_stats(stats: Stats | None, plan: Iterable[Use], selection: Selection
 
     Returns:
         State and force joined; depth on the line of `depth.gray` and with three channels; the rest unchanged.
-        Pixels without a measurement count as the lowest depth, as in LeRobot's own statistics.
+        Pixels without a measurement count as the lowest depth, as in LeRobot's own statistics. Depth in colours or
+        as normals, which follows from no statistics of metres, is left out (see `depth_stats`).
     """
     plan = list(plan)
     stats = stats or {}
@@ -40,11 +41,34 @@ def network_stats(stats: Stats | None, plan: Iterable[Use], selection: Selection
     for use in plan:
         if use.seen_as != use.key or use.key not in stats:
             continue
+        if use.kind == DEPTH and selection.depth.representation != "gray":
+            continue
         values = dict(stats[use.key])
         result[use.key] = _gray_stats(values, selection.depth, metres_per) if use.kind == DEPTH else values
     if any(use.kind == FORCE and use.used for use in plan) and {OBS_STATE, OBS_FORCE} <= set(stats):
         result[OBS_STATE] = _joined(stats[OBS_STATE], stats[OBS_FORCE])
     return result
+
+
+def depth_stats(maps: Iterable[Any], entry: Mapping[str, Any], depth: DepthSelection) -> dict[str, Any]:
+    """Statistics of depth as the network sees it, measured on some of its maps.
+
+    Args:
+        maps: (..., 1, H, W), as a dataset view gives them.
+        entry: What is recorded of the stream (see `plan.raw_observation`).
+        depth: How it is shown.
+
+    Returns:
+        As LeRobot's statistics of an image: mean, std, min, max and quantiles, (3, 1, 1) each.
+    """
+    from lerobot.datasets.compute_stats import get_feature_stats
+
+    limits = DepthRange(entry["lowest_m"], entry["highest_m"])
+    camera = Pinhole.of(entry["intrinsics"]) if "intrinsics" in entry else None
+    images = [depth_image(one, depth, limits, None, camera) for one in maps]
+    stacked = torch.cat([image.reshape(-1, *image.shape[-3:]) for image in images]).numpy()
+    stats = get_feature_stats(stacked, axis=(0, 2, 3), keepdims=True)
+    return {name: value if name in _COUNT else np.squeeze(value, axis=0) for name, value in stats.items()}
 
 
 def use_imagenet(stats: Stats, keys: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from lerobot.processor import DataProcessorPipeline, ProcessorStep, ProcessorSte
 from torch import Tensor
 
 from lerobot_ext.features import OBS_FORCE
-from lerobot_ext.modality.depth import DepthRange, depth_image
+from lerobot_ext.modality.depth import DepthRange, Pinhole, depth_image
 from lerobot_ext.modality.images import resize_image
 from lerobot_ext.modality.plan import DEPTH, FORCE, OBS_STATE, OBS_TIP, RGB
 from lerobot_ext.modality.selection import Selection
@@ -130,7 +130,8 @@ class ModalityStep(ProcessorStep):
             if value.shape[-3] != 1:
                 raise ValueError(f"{key}: depth of shape {tuple(value.shape)}; expected (…, 1, H, W).")
             limits = DepthRange(entry["lowest_m"], entry["highest_m"])
-            return depth_image(value, self.selection.depth, limits, self.selection.resize)
+            camera = Pinhole.of(entry["intrinsics"]) if "intrinsics" in entry else None
+            return depth_image(value, self.selection.depth, limits, self.selection.resize, camera)
         if value.shape[-1] != entry["shape"][0]:
             raise ValueError(
                 f"{key} has {value.shape[-1]} values, the policy was trained on {entry['shape'][0]}: "

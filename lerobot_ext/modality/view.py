@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_ext.modality.cache import check_size
-from lerobot_ext.modality.plan import make_plan, network_features, raw_observation
+from lerobot_ext.modality.plan import DEPTH, make_plan, network_features, raw_observation
 from lerobot_ext.modality.reader import CachedReader, SelectedReader
 from lerobot_ext.modality.selection import Selection
-from lerobot_ext.modality.stats import network_stats
+from lerobot_ext.modality.stats import depth_stats, network_stats
+
+MEASURED_FRAMES = 32  # for the statistics of a representation that has none of its own
 
 
 class SelectedMetadata(LeRobotDatasetMetadata):
@@ -87,4 +90,15 @@ def select_dataset(
     if cache_gb is not None:
         check_size(new.reader.cache_bytes, cache_gb, shared)
         new.reader.load(shared)
+    _measure_depth(new, selection)
     return new
+
+
+def _measure_depth(view: LeRobotDataset, selection: Selection) -> None:
+    """Give depth that is shown in colours or as normals its statistics, from frames of the whole dataset."""
+    if selection.depth is None or selection.depth.representation == "gray":
+        return
+    raw = view.meta.raw_observation
+    items = [view[int(i)] for i in np.linspace(0, len(view) - 1, min(MEASURED_FRAMES, len(view)))]
+    for key in (key for key, entry in raw.items() if entry["kind"] == DEPTH):
+        view.meta.stats[key] = depth_stats([item[key] for item in items], raw[key], selection.depth)

@@ -25,7 +25,10 @@ def test_lists_from_yaml_become_hashable():
     ("make", "message"),
     [
         (lambda: DepthSelection(near_m=2.0, far_m=1.0), "near_m 2.0"),
-        (lambda: DepthSelection(representation="grey"), "'grey' is not offered; offered: gray"),
+        (
+            lambda: DepthSelection(representation="grey"),
+            "'grey' is not offered; offered: gray, turbo, normals",
+        ),
         (lambda: ForceSelection(fusion="tokens"), "'tokens' is not offered; offered: state"),
         (lambda: Selection(resize=(64,)), "expected \\[height, width\\]"),
         (lambda: Selection(cameras="wrist"), "expected a list of names, such as \\[wrist\\]"),
