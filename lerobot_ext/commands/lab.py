@@ -21,7 +21,9 @@ The virtual lab: an SO-100-like arm in MuJoCo that presses a button, behind the 
 Ctrl-C, SIGTERM or `lerobot-ext lab --stop`. In its directory lie
 
   follower, leader   serial ports of the two arms: six Feetech STS3215 servos each, calibrated
+  serial/by-id/      the ports by serial number, as in /dev
   skin               serial port of a magnetic skin (AnySkin frames, 100 Hz)
+  ft300              serial port of a Robotiq FT 300 (Modbus RTU and its stream)
   side               what a virtual RealSense shows: serial_number_or_name: virtual:DIR/side
   calibration/       calibration_dir for `id: follower` and `id: leader`
 
@@ -29,7 +31,10 @@ and the wrist camera is a `zmq` camera named `wrist` on 127.0.0.1. A scripted op
 task press: bring the jaw down on the button until it feels 1 to 3 N, hold until the lamp is green, go home.
 
 The arms are calibrated. To calibrate one anew with `lerobot-calibrate`, move it with --hand=middle before the first
-ENTER, with --hand=sweep (8 s) before the second one, and with --hand=home at the end."""
+ENTER, with --hand=sweep (8 s) before the second one, and with --hand=home at the end.
+
+Faults of a running lab: --fault=side=frozen, --fault=follower=unplugged, --fault=follower=overload:3,
+--fault=follower=corrupt:0.05; --fault=follower= mends it. A port that was unplugged comes back under a new name."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,10 +43,17 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--dir", type=Path, help=f"the lab's directory (default: $LEROBOT_LAB_DIR or {DEFAULT_DIR})")
     add("--wrist_port", type=int, default=5601, help="TCP port of the wrist camera (default 5601)")
+    add("--netft_port", type=int, default=0, help="UDP port of an ATI Net F/T on 127.0.0.1 (default 0: none)")
     add("--seed", type=int, default=0, help="of button heights, the operator's variation, noise (default 0)")
     add("--fps", type=int, default=30, help="of the cameras (default 30)")
     add("--width", type=int, default=424, help="of the pictures, pixels (default 424)")
     add("--height", type=int, default=240, help="of the pictures, pixels (default 240)")
+    add(
+        "--depth_unit_m",
+        type=float,
+        default=0.001,
+        help="metres a count of the side camera's depth (default 0.001; 0.0001 as a D405)",
+    )
     add("--no-operator", "--no_operator", action="store_true", help="leave the leader alone")
     add("--drop_packets", type=float, default=0.0, help="share of the follower's answers to lose (default 0)")
     add(
@@ -50,12 +62,19 @@ def parser() -> argparse.ArgumentParser:
         default=0.0,
         help="share of the follower's answers to spoil (default 0)",
     )
+    add(
+        "--truncate_packets",
+        type=float,
+        default=0.0,
+        help="share of the follower's answers to cut short (default 0)",
+    )
     add("--end_with_parent", action="store_true", help="end when the process that started the lab ends")
     add("--detach", action="store_true", help="start in the background and return when the lab is ready")
     add("--log", type=Path, help="log file of --detach (default: DIR/lab.log, which goes when the lab ends)")
     add("--status", action="store_true", help="print what the running lab says")
     add("--json", action="store_true", help="with --status: as JSON")
     add("--hand", choices=("middle", "sweep", "home"), help="move both unpowered arms, as a calibration asks")
+    add("--fault", metavar="DEVICE=FAULT", help="give a device of the running lab a fault; DEVICE= mends it")
     add("--stop", action="store_true", help="stop the running lab")
     return made
 
@@ -63,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     args = parser().parse_args(argv)
-    if args.status or args.stop or args.hand:
+    if args.status or args.stop or args.hand or args.fault is not None:
         with LabClient(args.dir) as client:
             if args.stop:
                 client.stop()
@@ -71,6 +90,10 @@ def main(argv: list[str]) -> int:
             elif args.hand:
                 client.hand(args.hand)
                 print(f"the arms go {'through their ranges' if args.hand == 'sweep' else 'to ' + args.hand}.")
+            elif args.fault is not None:
+                device, _, fault = args.fault.partition("=")
+                client.fault(device, fault)
+                print(f"{device}: {fault or 'well again'}.")
             else:
                 print_status(client.status(), as_json=args.json)
         return 0
@@ -91,12 +114,14 @@ def serve(args: argparse.Namespace) -> int:
     config = LabConfig(
         dir=args.dir,
         wrist_port=args.wrist_port,
+        netft_port=args.netft_port,
         seed=args.seed,
         fps=args.fps,
         width=args.width,
         height=args.height,
         operator=not args.no_operator,
-        faults=Faults(args.drop_packets, args.corrupt_packets, args.seed),
+        depth_unit_m=args.depth_unit_m,
+        faults=Faults(args.drop_packets, args.corrupt_packets, args.seed, args.truncate_packets),
         end_with_parent=args.end_with_parent,
     )
     # a signal during the start must clean up as well: it becomes an exception that unwinds the start
@@ -113,7 +138,7 @@ def serve(args: argparse.Namespace) -> int:
         if args.log:
             redirect_output(args.log if args.log.is_absolute() else Path.cwd() / args.log)
         print(
-            f"lab ready in {directory} (pid {os.getpid()}): follower, leader, skin, side, calibration/; "
+            f"lab ready in {directory} (pid {os.getpid()}): follower, leader, skin, ft300, side, calibration/; "
             f"wrist camera on 127.0.0.1:{config.wrist_port}. Stop: Ctrl-C or {stop_command(directory)}.",
             flush=True,
         )
@@ -177,6 +202,8 @@ def print_status(status: Status, *, as_json: bool) -> None:
     print(f"contact force {status.contact_force_n:.2f} N, button {status.block_height_m * 1000:.1f} mm high")
     print(f"follower's joints {joints} rad")
     camera = status.camera
+    for device, fault in status.faults.items():
+        print(f"fault: {device} is {fault}")
     print(f"side camera {camera.serial} {camera.color.width}x{camera.color.height} at {camera.fps} fps")
     for episode in status.episodes:
         print(f"episode {episode.index}: {'success' if episode.success else 'failure'}: {episode.reason}")

@@ -3,6 +3,7 @@
 The module's name matters: LeRobot's `make_device_from_device_class` drops `config_` from it to find the robot.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from lerobot.robots.config import RobotConfig
@@ -10,18 +11,54 @@ from lerobot.robots.so_follower.config_so_follower import SOFollowerRobotConfig
 
 from lerobot_ext.sensors import ForceSensorConfig
 
+ON_ERROR = ("stop", "skip_frame")
+
 
 @dataclass(kw_only=True)
 class SOFollowerExtConfig(SOFollowerRobotConfig):
-    """LeRobot's SO follower with force sensors.
+    """LeRobot's SO follower with force sensors, and with patience for what fails for a moment.
 
     Attributes:
         force_sensors: Their configurations, by name; the order is that of the numbers in `observation.force`.
         num_read_retries: How often an instruction that a motor did not answer is tried again, also while connecting.
+        reopen_s: How long an arm that stopped answering in a run is waited for while its port is opened again; with 0
+            that is tried once, at once.
+        on_error: By camera or sensor, what happens when it fails: "stop" ends the run, "skip_frame" waits for it. For
+            those that are not named here, their own `on_error` counts; LeRobot's cameras have none, and stop.
+        skip_limit_s: How long one observation waits for such a device.
+        warn_age_ms: By camera or sensor, how old its data may be when the joints are read before it is warned of. For
+            those that are not named here, one frame: of the camera's own fps, of 30 fps for a sensor.
     """
 
     force_sensors: dict[str, ForceSensorConfig] = field(default_factory=dict)
     num_read_retries: int = 3
+    reopen_s: float = 5.0
+    on_error: dict[str, str] = field(default_factory=dict)
+    skip_limit_s: float = 10.0
+    warn_age_ms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        super().__post_init__()
+        for key in ("num_read_retries", "reopen_s", "skip_limit_s"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"robot: {key} is {getattr(self, key)}; expected a number from 0 up.")
+        devices = {*self.cameras, *self.force_sensors}
+        for key in ("on_error", "warn_age_ms"):
+            for name in getattr(self, key):
+                if name not in devices:
+                    raise ValueError(
+                        f"robot: {key} names '{name}', but there is no such camera or sensor; there are: "
+                        f"{', '.join(sorted(devices)) or 'none'}."
+                    )
+        for name, policy in self.on_error.items():
+            if policy not in ON_ERROR:
+                raise ValueError(
+                    f"robot: on_error of '{name}' is '{policy}'; expected {' or '.join(ON_ERROR)}."
+                )
+        for name, age_ms in self.warn_age_ms.items():
+            if not age_ms > 0:
+                raise ValueError(f"robot: warn_age_ms of '{name}' is {age_ms}; expected a number above 0.")
 
 
 @RobotConfig.register_subclass("so100_follower_ext")

@@ -1,36 +1,56 @@
 """SO-100 and SO-101 followers with cameras and force sensors, on LeRobot's own follower.
 
-What an observation is made of and how the devices are opened and released lives here; the errors of opening the
-arm are in `arm_errors`.
+What an observation is made of and how the devices are opened and released lives here. What happens when something
+fails is told elsewhere: on the bus in `patient_bus`, with the port in `reopening`, with a camera or sensor in
+`devices` and `waiting`; the errors of opening the arm are in `arm_errors`.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from lerobot.cameras import Camera
-from lerobot.lerobot_types import RobotObservation
+from lerobot.lerobot_types import RobotAction, RobotObservation
 from lerobot.robots.so_follower.so_follower import SOFollower
-from lerobot.utils.constants import HF_LEROBOT_CALIBRATION, ROBOTS
+from lerobot.utils.constants import HF_LEROBOT_CALIBRATION, OBS_IMAGES, ROBOTS
 from lerobot.utils.decorators import check_if_already_connected, check_if_not_connected
 from numpy.typing import NDArray
 
-from lerobot_ext.features import FORCE, VectorFeature
+from lerobot_ext import serial_ports
+from lerobot_ext.features import FORCE, OBS_FORCE, VectorFeature
 from lerobot_ext.robots.arm_errors import connect_bus, not_calibrated
 from lerobot_ext.robots.config_so_follower_ext import (
     SO100FollowerExtConfig,
     SO101FollowerExtConfig,
     SOFollowerExtConfig,
 )
-from lerobot_ext.robots.patient_bus import PatientBus
+from lerobot_ext.robots.devices import STOP, Device, DeviceError
+from lerobot_ext.robots.observation_report import ObservationReport
+from lerobot_ext.robots.patient_bus import NoAnswerError, PatientBus, PortLostError
+from lerobot_ext.robots.reopening import close, no_answer, reopen, restore
+from lerobot_ext.robots.waiting import Patience, interruptible
 from lerobot_ext.sensors import ForceSensor, make_force_sensors_from_configs
+from lerobot_ext.sensors.zero import TareRefused
 
 logger = logging.getLogger(__name__)
+
+SENSOR_WARN_MS = 1000 / 30  # a sensor has no frames of its own: one of LeRobot's usual recordings
+REOPENED = (
+    "arm: %s. Its port was opened again (%s) and all servos answer after %.1f s; %s. If this comes again, look at the "
+    "cables and the power supply."
+)
+POWER_WAS_ON = "they kept their power and hold where they were told to"
+POWER_WAS_OFF = "%s had lost power and hold where they are now"
+LEFT_ON = (
+    "arm: its port is gone, so its torque could not be switched off; hold the arm and switch its power off."
+)
 
 
 class SOFollowerExt(SOFollower):
@@ -50,6 +70,53 @@ class SOFollowerExt(SOFollower):
         super().__init__(config)
         self.bus = PatientBus.like(self.bus, config.num_read_retries)
         self.force_sensors: dict[str, ForceSensor] = make_force_sensors_from_configs(config.force_sensors)
+        self._serial_number: str | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start counting from nothing."""
+        self.bus.retries = self._reopened = 0
+        self._report: ObservationReport | None = None
+        self._devices = [
+            Device(name, driver, self._policy(name, driver), self._warn_age_ms(name, driver))
+            for name, driver in (self.cameras | self.force_sensors).items()
+        ]
+
+    def _policy(self, name: str, driver: Camera | ForceSensor) -> str:
+        return self.config.on_error.get(name) or getattr(getattr(driver, "config", None), "on_error", STOP)
+
+    def _warn_age_ms(self, name: str, driver: Camera | ForceSensor) -> float:
+        if name in self.config.warn_age_ms:
+            return self.config.warn_age_ms[name]
+        return 1000 / driver.fps if getattr(driver, "fps", None) else SENSOR_WARN_MS
+
+    @property
+    def last_report(self) -> ObservationReport | None:
+        """Ages and counts that belong to the last observation; None before the first one since `connect`."""
+        return self._report
+
+    def feature_metadata(self) -> dict[str, dict[str, Any]]:
+        """What the devices tell about the features of a dataset; known once connected.
+
+        Returns:
+            By feature (`observation.images.<camera>`, `observation.images.<camera>_depth`, `observation.force`):
+            `{"camera": {...}}` or `{"sensors": {<sensor>: {...}}}`, as JSON can hold it. A device that tells nothing
+            is not in it.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name, camera in self.cameras.items():
+            told = camera.metadata() if hasattr(camera, "metadata") else {}
+            for stream, suffix in (("color", ""), ("depth", "_depth")):
+                if told.get(stream):
+                    found[f"{OBS_IMAGES}.{name}{suffix}"] = {"camera": told[stream]}
+        sensors = {
+            name: sensor.metadata()
+            for name, sensor in self.force_sensors.items()
+            if hasattr(sensor, "metadata")
+        }
+        if sensors:
+            found[OBS_FORCE] = {"sensors": sensors}
+        return found
 
     @property
     def _force_ft(self) -> dict[str, VectorFeature]:
@@ -77,7 +144,9 @@ class SOFollowerExt(SOFollower):
             ConnectionError: One sentence on what is not there and what to do.
         """
         try:
+            self._forget()
             connect_bus(self.bus)
+            self._serial_number = serial_ports.serial_number_of(self.bus.port)
             if calibrate and not self.is_calibrated:
                 self._calibrate()
             for name, camera in self.cameras.items():
@@ -86,7 +155,11 @@ class SOFollowerExt(SOFollower):
                 sensor.connect()
             self.configure()
             # For whoever reads before an episode starts, or never starts one: teleoperation, the live view.
-            self.tare()
+            try:
+                self.tare()
+            except TareRefused as refused:
+                logger.warning("%s It is tared again when an episode starts.", refused)
+            self._forget()
         except BaseException:
             self._release()
             raise
@@ -109,6 +182,7 @@ class SOFollowerExt(SOFollower):
             The new baseline of each sensor, by its name.
 
         Raises:
+            TareRefused: Something touches a sensor; its old baseline stays.
             ConnectionError: A sensor gave too few samples.
         """
         if not self.force_sensors:
@@ -121,23 +195,97 @@ class SOFollowerExt(SOFollower):
 
     @check_if_not_connected
     def get_observation(self) -> RobotObservation:
-        """Joints (retried), pictures and force of now.
+        """Joints, pictures and force of now; `last_report` then tells how old they are.
+
+        The joints are read first, and at once after them the newest that cameras and sensors have, so that what is
+        shown is at most one frame and the camera's own delay older than the joints. A read of the arm is tried again,
+        and its port is opened again once; a device with `on_error: skip_frame` is waited for, and then everything is
+        read anew.
 
         Returns:
             `<motor>.pos` floats, `<camera>` (H, W, 3) uint8, `<camera>_depth` (H, W, 1), `force` (n,) float32.
 
         Raises:
-            ConnectionError: The arm did not answer or a device is lost.
-            TimeoutError: A camera's or a sensor's newest data is too old.
+            ConnectionError: The arm does not answer, or a device is lost or shows nothing new enough.
+            KeyboardInterrupt: On Ctrl-C while something is waited for.
         """
-        positions = self.bus.sync_read("Present_Position", num_retry=self.config.num_read_retries)
+        with Patience(self.config.skip_limit_s) as patience:
+            while True:
+                try:
+                    return self._observe()
+                except DeviceError as failure:
+                    patience.wait(failure)
+
+    def _observe(self) -> RobotObservation:
+        positions = self._from_arm(
+            lambda: self.bus.sync_read("Present_Position", num_retry=self.config.num_read_retries)
+        )
+        joints_s = self.bus.answered_s
         observation: RobotObservation = {f"{motor}.pos": value for motor, value in positions.items()}
-        for name, camera in self.cameras.items():
-            observation.update(_pictures(name, camera))
-        if self.force_sensors:
-            samples = [sensor.read_latest() for sensor in self.force_sensors.values()]
+        ages_ms, samples = {}, []
+        for device in self._devices:
+            shown, at_s = device.read()
+            if device.is_camera:
+                observation.update(shown)
+            else:
+                samples += shown.values()
+            if at_s is not None:
+                ages_ms[device.name] = (joints_s - at_s) * 1e3
+        if samples:
             observation[FORCE] = np.concatenate(samples, dtype=np.float32)
+        self._note(ages_ms)
         return observation
+
+    def _note(self, ages_ms: dict[str, float]) -> None:
+        counts = {"arm.retries": self.bus.retries, "arm.reopened": self._reopened}
+        for device in self._devices:
+            counts |= device.counts()
+            if device.name in ages_ms:
+                device.note_age(ages_ms[device.name])
+        self._report = ObservationReport(ages_ms, counts)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("observation_ages_ms: %s", {name: round(ms, 1) for name, ms in ages_ms.items()})
+
+    @check_if_not_connected
+    def send_action(self, action: RobotAction) -> RobotAction:
+        """As LeRobot's; the arm's port is opened again, once, when it has failed.
+
+        Returns:
+            The action that was sent, clipped if `max_relative_target` says so.
+
+        Raises:
+            ConnectionError: The arm does not answer.
+        """
+        return self._from_arm(lambda: SOFollower.send_action(self, action))
+
+    def _from_arm(self, instruction: Callable[[], Any]) -> Any:
+        """Carry out an instruction; when it fails, look again whether the arm answers, then open its port again."""
+        try:
+            return instruction()
+        except NoAnswerError as error:
+            failure: ConnectionError = error
+            # On a bad line luck can run out for one read of an arm that is well: that needs no new port.
+            if all(self.bus.ping(id_) is not None for id_ in error.ids):
+                try:
+                    return instruction()
+                except (NoAnswerError, PortLostError) as again:
+                    failure = again
+        except PortLostError as error:
+            failure = error
+        try:
+            self._reopen(failure)
+            return instruction()
+        except NoAnswerError as error:
+            raise ConnectionError(no_answer(self.bus, error.ids)) from error
+
+    def _reopen(self, failure: ConnectionError) -> None:
+        start_s = time.monotonic()
+        with interruptible():
+            reopen(self.bus, self._serial_number, self.config.reopen_s, failure)
+        lost = restore(self.bus, self.configure)
+        self._reopened += 1
+        state = POWER_WAS_OFF % ", ".join(lost) if lost else POWER_WAS_ON
+        logger.warning(REOPENED, failure, self.bus.port, time.monotonic() - start_s, state)
 
     def disconnect(self) -> None:
         """Release everything that is open; a device that fails at it does not keep the others from it."""
@@ -152,13 +300,23 @@ class SOFollowerExt(SOFollower):
                 _try(f"camera '{name}'", camera.disconnect)
         if self.bus.is_connected:
             _try("arm (its torque may still be on)", self._release_bus)
+        elif self.bus.powered and self.config.disable_torque_on_disconnect:
+            logger.warning(LEFT_ON)
+        self.bus.powered = None
 
     def _release_bus(self) -> None:
+        """Switch the torque of every servo off, also when one of them does not answer; then close the port."""
+        silent = []
         try:
-            self.bus.disconnect(self.config.disable_torque_on_disconnect)
+            for motor in self.bus.motors if self.config.disable_torque_on_disconnect else ():
+                try:
+                    self.bus.disable_torque(motor, num_retry=5)
+                except NoAnswerError:
+                    silent.append(motor)
         finally:
-            if self.bus.is_connected:
-                self.bus.port_handler.closePort()
+            close(self.bus)
+        if silent:
+            raise ConnectionError(f"{', '.join(silent)} did not answer; switch the arm's power off.")
 
 
 class SO100FollowerExt(SOFollowerExt):
@@ -182,22 +340,6 @@ def _connect_camera(name: str, camera: Camera) -> None:
         raise
     except Exception as error:  # LeRobot's drivers raise RuntimeError, too
         raise ConnectionError(f"camera '{name}': {' '.join(str(error).split())}") from error
-
-
-def _pictures(name: str, camera: Camera) -> RobotObservation:
-    """Colour and depth of one camera, of one instant if it can."""
-    wants_rgb, wants_depth = getattr(camera, "use_rgb", True), getattr(camera, "use_depth", False)
-    if hasattr(camera, "read_latest_combined"):
-        color, depth = camera.read_latest_combined()
-    else:
-        color = camera.read_latest() if wants_rgb else None
-        depth = camera.read_latest_depth() if wants_depth else None
-    pictures: RobotObservation = {}
-    if wants_rgb:
-        pictures[name] = color
-    if wants_depth:
-        pictures[f"{name}_depth"] = depth
-    return pictures
 
 
 def _try(what: str, release: Callable[[], None]) -> None:

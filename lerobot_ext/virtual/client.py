@@ -65,6 +65,19 @@ class LabClient:
         """Let a hand take both arms, while unpowered, to `pose`: "middle", "sweep" (through their ranges), "home"."""
         return self._ask(Request("hand", pose=pose))
 
+    def fault(self, device: str, fault: str = "") -> Status:
+        """Give a device a fault, or none.
+
+        Args:
+            device: follower, leader, skin, side, wrist or ft300.
+            fault: "unplugged", "frozen", "" to mend it; an arm also "silent:ID", "overload:ID" and so on, see
+                `trouble.py`.
+
+        Raises:
+            RuntimeError: There is no such device, or it cannot have that fault.
+        """
+        return self._ask(Request("fault", device=device, fault=fault))
+
     def stop(self, wait_s: float = 5.0) -> None:
         """Let the lab end, and wait until its files are gone.
 

@@ -6,14 +6,16 @@ One lab a directory, by `flock` on `lock`. Files of a lab that was killed are re
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from pathlib import Path
 
 from lerobot_ext.errors import UserError
+from lerobot_ext.serial_ports import BY_ID
 
 SOCKETS = ("side", "control")
-LINKS = ("follower", "leader", "skin")
+LINKS = ("follower", "leader", "skin", "ft300")
 CALIBRATIONS = ("follower.json", "leader.json")
 LOG = "lab.log"
 MAX_SOCKET_PATH = 107  # bytes: sockaddr_un holds 108 with the terminating zero
@@ -52,6 +54,11 @@ class LabDirectory:
     def calibration(self) -> Path:
         """Where the arms' calibration files lie."""
         return self.path / "calibration"
+
+    def by_id(self, device: str) -> Path:
+        """A link to the port of `device` that is named as udev does it, with a serial number of this directory."""
+        number = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:8].upper()
+        return self.path / BY_ID / f"usb-Virtual_{device}_{number}{LINKS.index(device)}-if00"
 
     def close(self) -> None:
         """Remove what the lab put here, and the directory if the lab made it and nobody else uses it."""
@@ -101,8 +108,16 @@ class LabDirectory:
         return bool(read_lock(self._lock).get("made_directory", False))
 
     def _remove_files(self) -> None:
-        for name in (*SOCKETS, *LINKS):
+        for name in SOCKETS:
             (self.path / name).unlink(missing_ok=True)
+        for name in LINKS:
+            self.by_id(name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
+            for path in self.path.glob(f"{name}[0-9]*"):  # where it came back after it was unplugged
+                if path.is_symlink():
+                    path.unlink()
+        for folder in (self.path / BY_ID, (self.path / BY_ID).parent):
+            self._remove_if_empty(folder)
         for name in CALIBRATIONS:
             (self.calibration / name).unlink(missing_ok=True)
         self._remove_if_empty(self.calibration)

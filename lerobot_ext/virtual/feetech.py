@@ -10,13 +10,14 @@ import json
 import math
 import random
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from lerobot_ext.virtual import trouble
+from lerobot_ext.virtual.read_watch import ReadWatch
 from lerobot_ext.virtual.world import JOINTS, Drive
 
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 0x01, 0x02, 0x03, 0x04, 0x05, 0x82, 0x83
@@ -54,6 +55,7 @@ REGISTERS = {
     "Present_Load": (60, 2),
     "Present_Voltage": (62, 1),
     "Present_Temperature": (63, 1),
+    "Status": (65, 1),
     "Moving": (66, 1),
     "Present_Current": (69, 2),
 }
@@ -140,11 +142,12 @@ def write_calibration(path: Path, specs: dict[str, ServoSpec]) -> None:
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares (0 to 1) of status packets that are lost or arrive with a flipped bit, as on a real bus."""
+    """Shares (0 to 1) of status packets that are lost, arrive with a flipped bit or without their end."""
 
     drop: float = 0.0
     corrupt: float = 0.0
     seed: int = 0
+    truncate: float = 0.0
 
 
 class Servo:
@@ -220,7 +223,8 @@ class ServoBus:
         self.servos = [Servo(spec) for spec in specs.values()]
         self.positions_read = ReadWatch()
         self.skipped = 0  # bytes that belonged to no packet
-        self._faults = faults or Faults()
+        self._usual = self._faults = faults or Faults()
+        self._silent: frozenset[int] = frozenset()  # ids of servos without a cable
         self._luck = random.Random(self._faults.seed)
         self._buffer = bytearray()
         self._lock = threading.Lock()
@@ -236,6 +240,22 @@ class ServoBus:
     @faults.setter
     def faults(self, faults: Faults) -> None:
         self._faults = faults
+
+    def trouble(self, fault: str) -> None:
+        """Have the fault that `trouble.py` describes instead of the one before; empty: as it was at first."""
+        word, argument = trouble.split(fault)
+        with self._lock:
+            self._faults = self._usual
+            if word in trouble.SHARES:
+                self._faults = replace(self._usual, **{word: float(argument)})
+            self._silent = frozenset(
+                servo.get("ID")
+                for servo in self.servos
+                if word == trouble.FROZEN or (word == trouble.SILENT and argument == str(servo.get("ID")))
+            )
+            for servo in self.servos:
+                ails = argument == str(servo.get("ID"))
+                servo.set("Status", trouble.ERROR_BITS.get(word, 0) if ails else 0)
 
     def sense(self, angles: np.ndarray, velocities: np.ndarray, loads: np.ndarray) -> None:
         """Show the joints' state to the servos; arrays of shape (6,) in rad, rad/s and shares of the stall torque."""
@@ -337,7 +357,11 @@ class ServoBus:
         return status(servo, bytes(servo.memory[start : start + count]))
 
     def _of(self, id_: int) -> list[Servo]:
-        return [servo for servo in self.servos if id_ in (BROADCAST, servo.get("ID"))]
+        return [
+            servo
+            for servo in self.servos
+            if id_ in (BROADCAST, servo.get("ID")) and servo.get("ID") not in self._silent
+        ]
 
     def _spoil(self, packet: bytes) -> bytes:
         """The packet as it arrives."""
@@ -345,34 +369,11 @@ class ServoBus:
             return b""
         if self._faults.corrupt and self._luck.random() < self._faults.corrupt:
             spoilt = bytearray(packet)
-            spoilt[self._luck.randrange(4, len(spoilt))] ^= 1 << self._luck.randrange(8)
+            spoilt[self._luck.randrange(len(spoilt))] ^= 1 << self._luck.randrange(8)
             return bytes(spoilt)
+        if self._faults.truncate and self._luck.random() < self._faults.truncate:
+            return packet[: self._luck.randrange(1, len(packet))]
         return packet
-
-
-class ReadWatch:
-    """How regularly somebody reads the arm's positions; notes come from the bus's thread."""
-
-    GAP_S = 0.25  # a longer pause ends a run of regular reads
-
-    def __init__(self) -> None:
-        self._first = self._last = -math.inf
-
-    def note(self) -> None:
-        """Somebody has just read a position."""
-        now = time.monotonic()
-        if now - self._last > self.GAP_S:
-            self._first = now
-        self._last = now
-
-    def restart(self) -> None:
-        """Forget the reads so far."""
-        self._first = self._last = -math.inf
-
-    def regular_for(self) -> float:
-        """Seconds since which positions have been read regularly up to now; 0 if they are not."""
-        first, last = self._first, self._last
-        return last - first if time.monotonic() - last <= self.GAP_S else 0.0
 
 
 def checksum(body: bytes) -> int:
@@ -381,6 +382,6 @@ def checksum(body: bytes) -> int:
 
 
 def status(servo: Servo, data: bytes = b"") -> bytes:
-    """A status packet: `FF FF id length error data checksum`, without error."""
-    body = bytes([servo.get("ID"), len(data) + 2, 0]) + data
+    """A status packet: `FF FF id length error data checksum`; its error is what the register Status shows."""
+    body = bytes([servo.get("ID"), len(data) + 2, servo.get("Status")]) + data
     return b"\xff\xff" + body + bytes([checksum(body)])

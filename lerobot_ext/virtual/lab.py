@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import selectors
 import sys
 import threading
@@ -24,12 +25,14 @@ import numpy as np
 import zmq
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.virtual import feetech, link, skin
+from lerobot_ext.virtual import feetech, link
 from lerobot_ext.virtual.directory import LabDirectory
 from lerobot_ext.virtual.refusals import Refusals
-from lerobot_ext.virtual.render import Cameras, camera_info
+from lerobot_ext.virtual.render import DEPTH_UNIT_M, Cameras, camera_info
 from lerobot_ext.virtual.task import TICK_S, PressTask
 from lerobot_ext.virtual.terminal import Terminal
+from lerobot_ext.virtual.touch import TouchSensors
+from lerobot_ext.virtual.trouble import FROZEN, UNPLUGGED, Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -47,29 +50,35 @@ class LabConfig:
     Attributes:
         dir: Its directory; None: `LEROBOT_LAB_DIR` or `/tmp/lerobot_lab`.
         wrist_port: TCP port of the wrist camera on 127.0.0.1.
-        seed: Of the button's heights, the operator's variation and the skin's noise.
+        netft_port: UDP port of the Net F/T on 127.0.0.1; 0: there is none.
+        seed: Of the button's heights, the operator's variation and the force sensors' noise.
         fps, width, height: Of all cameras.
         operator: Whether the scripted operator moves the leader.
+        depth_unit_m: Metres a count of the side camera's depth; 0.0001 as a D405.
         faults: Of the follower's bus.
         end_with_parent: End when the process that started the lab ends.
     """
 
     dir: Path | None = None
     wrist_port: int = 5601
+    netft_port: int = 0
     seed: int = 0
     fps: int = 30
     width: int = 424
     height: int = 240
     operator: bool = True
+    depth_unit_m: float = DEPTH_UNIT_M
     faults: feetech.Faults = feetech.Faults()
     end_with_parent: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("wrist_port", 1, 65535),
+            ("netft_port", 0, 65535),
             ("fps", 1, 90),
             ("width", 64, 1280),
             ("height", 48, 720),
+            ("depth_unit_m", 5e-5, 0.01),  # 65535 counts must reach the 3 m that the camera sees
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -93,19 +102,22 @@ class Lab:
             self.directory = LabDirectory(link.lab_dir(config.dir))
             stack.callback(self.directory.close)
             self._task = PressTask(config.seed, operator=config.operator)
-            self._cameras = Cameras(self._task.world, config.width, config.height)
+            self._cameras = Cameras(self._task.world, config.width, config.height, config.depth_unit_m)
             stack.callback(self._cameras.close)
-            self._camera_info = camera_info(config.width, config.height, config.fps)
+            self._camera_info = camera_info(config.width, config.height, config.fps, config.depth_unit_m)
             self._table = self._cameras.table_mark()
             self._refusals = Refusals()
+            self._troubles = Troubles()
+            self._terminals: dict[str, Terminal] = {}
+            self._sent: dict[str, tuple] = {}  # what a frozen camera shows again and again
             self._follower = feetech.ServoBus(feetech.FOLLOWER, config.faults)
             self._leader = feetech.ServoBus(feetech.LEADER)
             self._sense()
             feetech.write_calibration(self.directory.calibration / "follower.json", feetech.FOLLOWER)
             feetech.write_calibration(self.directory.calibration / "leader.json", feetech.LEADER)
-            self._skin = skin.Skin(config.seed)
-            self._skin_port = self._terminal("skin", stack, keep_open=False)
-            self._skin_read = False
+            ports = (self._terminal(name, stack, keep_open=False) for name in ("skin", "ft300"))
+            self._touch = TouchSensors(config.seed, *ports, config.netft_port)
+            stack.callback(self._touch.close)
             buses = {
                 self._terminal("follower", stack): self._follower,
                 self._terminal("leader", stack): self._leader,
@@ -118,13 +130,14 @@ class Lab:
             self._control.maxmsgsize = MAX_REQUEST_BYTES
             self._refusals.watch("control", self._control)
             self._control.bind(f"ipc://{self.directory.path / 'control'}")
-            servos = ServoThread(buses, self._refusals)
-            stack.callback(servos.close)
+            self._servos = ServoThread(buses, self._refusals)
+            stack.callback(self._servos.close)
             self._close = stack.pop_all().close
         self._frame_number = 0
 
     def _terminal(self, name: str, stack: contextlib.ExitStack, *, keep_open: bool = True) -> Terminal:
-        terminal = Terminal(self.directory.path / name, keep_open=keep_open)
+        terminal = Terminal(self.directory.path / name, keep_open=keep_open, by_id=self.directory.by_id(name))
+        self._terminals[name] = terminal
         stack.callback(terminal.close)
         return terminal
 
@@ -159,14 +172,7 @@ class Lab:
         read_for = self._leader.positions_read.regular_for()
         self._task.tick(self._follower.drive(), self._leader.drive(), read_for)
         self._sense()
-        values = self._skin.step(TICK_S, self._task.world.force)
-        if self._skin_port.listening:
-            if not self._skin_read:
-                self._skin_port.forget()  # what an earlier reader left is not news to this one
-            self._skin_read = True
-            self._skin_port.write(skin.frame(values))
-        else:
-            self._skin_read = False
+        self._touch.tick(self._task.world.force, self._troubles)
         self._answer()
         if self.config.end_with_parent and os.getppid() != self._parent:
             logger.info("the process that started the lab is gone")
@@ -183,7 +189,7 @@ class Lab:
         if self._side.wanted:
             header = link.SideFrame(self._frame_number, time.time() * 1000)
             color, depth = self._cameras.color("side"), self._cameras.depth()
-            self._side.send(msgspec.json.encode(header), color, depth)
+            self._show("side", self._side, msgspec.json.encode(header), color, depth)
         if self._wrist.wanted:
             import cv2
 
@@ -193,8 +199,17 @@ class Lab:
                 ".jpg", self._cameras.color("wrist"), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
             )
             image = base64.b64encode(jpeg).decode("ascii")
-            self._wrist.send(json.dumps({"timestamps": {WRIST: stamp}, "images": {WRIST: image}}).encode())
+            message = json.dumps({"timestamps": {WRIST: stamp}, "images": {WRIST: image}}).encode()
+            self._show("wrist", self._wrist, message)
         self._frame_number += 1
+
+    def _show(self, device: str, to: Publisher, *parts: bytes | np.ndarray) -> None:
+        """Send a camera's message as its trouble allows: the old one again if frozen, none if unplugged."""
+        trouble = self._troubles.of(device)
+        if trouble != FROZEN or device not in self._sent:
+            self._sent[device] = parts
+        if trouble != UNPLUGGED:
+            to.send(*self._sent[device])
 
     def _answer(self) -> None:
         """Answer the requests that have arrived."""
@@ -216,6 +231,7 @@ class Lab:
             "start_episode": lambda: self._start_episode(request.operate),
             "end_episode": self._task.end_episode,
             "hand": lambda: self._task.hand(request.pose),
+            "fault": lambda: self._fault(request.device, request.fault),
             "stop": self.stop,
         }
         action = actions.get(request.op)
@@ -230,6 +246,16 @@ class Lab:
     def _start_episode(self, operate: bool) -> None:
         self._leader.positions_read.restart()
         self._task.start_episode(operate)
+
+    def _fault(self, device: str, fault: str) -> None:
+        self._troubles.set(device, fault)
+        logger.info("%s: %s", device, fault or "well again")
+        if bus := {"follower": self._follower, "leader": self._leader}.get(device):
+            bus.trouble(fault)
+        if terminal := self._terminals.get(device):
+            # ports of servos belong to the thread that answers on them
+            change = terminal.unplug if fault == UNPLUGGED else terminal.plug
+            self._servos.during_pause(terminal, change)
 
     def status(self) -> link.Status:
         """The truth, now."""
@@ -247,6 +273,7 @@ class Lab:
             table_centre=self._table,
             wrist_port=self.config.wrist_port,
             refused=self._refusals.count,
+            faults=dict(self._troubles.now),
         )
 
 
@@ -297,19 +324,47 @@ class ServoThread:
 
     def __init__(self, buses: dict[Terminal, feetech.ServoBus], refusals: Refusals | None = None) -> None:
         self._refusals = refusals or Refusals()
+        self._buses = buses
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._selector = selectors.DefaultSelector()
-        for terminal, bus in buses.items():
-            self._selector.register(terminal, selectors.EVENT_READ, (terminal, bus))
+        for terminal in buses:
+            self._watch(terminal)
         self._wake, self._waker = os.pipe()
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="servos", daemon=True)
         self._thread.start()
 
+    def _watch(self, terminal: Terminal) -> None:
+        if terminal.plugged:
+            self._selector.register(terminal.fd, selectors.EVENT_READ, (terminal, self._buses[terminal]))
+
+    def during_pause(self, terminal: Terminal, change: Callable[[], None]) -> None:
+        """Let `change` close or open `terminal` while nobody answers on it; returns when it is done."""
+        if terminal not in self._buses:
+            change()
+            return
+        done = threading.Event()
+
+        def task() -> None:
+            if terminal.plugged:
+                self._selector.unregister(terminal.fd)
+            change()
+            self._watch(terminal)
+            done.set()
+
+        self._tasks.put(task)
+        os.write(self._waker, b"x")
+        done.wait()
+
     def _run(self) -> None:
         while True:
             for key, _ in self._selector.select():
                 if key.data is None:
-                    return
+                    os.read(self._wake, 1)
+                    if (task := self._tasks.get()) is None:
+                        return
+                    task()
+                    break  # what the other keys stand for may have been closed
                 terminal, bus = key.data
                 skipped = bus.skipped
                 if answer := bus.feed(terminal.read()):
@@ -320,6 +375,7 @@ class ServoThread:
 
     def close(self) -> None:
         """End the thread."""
+        self._tasks.put(None)
         os.write(self._waker, b"x")
         self._thread.join()
         self._selector.close()

@@ -3,6 +3,8 @@
 The lab keeps everything in one directory, whose names a YAML can hold:
 
     follower, leader, skin   links to pseudo-terminals (Feetech bus, Feetech bus, AnySkin stream)
+    ft300                    link to a pseudo-terminal (Robotiq FT 300: Modbus RTU and its stream)
+    serial/by-id/            the same ports under names that stay when a port comes back under another one
     side                     ZeroMQ PUB over ipc: the frames of the virtual RealSense, `SideFrame` + two buffers
     control                  ZeroMQ REP over ipc: one `Request` in, one `Reply` out, as JSON
     calibration/             follower.json and leader.json, as LeRobot's calibration would have written them
@@ -38,7 +40,11 @@ class Intrinsics(msgspec.Struct, frozen=True):
 
 
 class CameraInfo(msgspec.Struct, frozen=True):
-    """What a RealSense tells about itself. `depth_to_color_m` is a translation; the axes are parallel."""
+    """What a RealSense tells about itself.
+
+    `depth_to_color_m` is a translation; the axes are parallel. `stereo_baseline_m` lies between the two infrared
+    cameras that depth is measured with.
+    """
 
     serial: str
     name: str
@@ -48,6 +54,7 @@ class CameraInfo(msgspec.Struct, frozen=True):
     color: Intrinsics
     depth: Intrinsics
     depth_to_color_m: tuple[float, float, float]
+    stereo_baseline_m: float = 0.05
 
 
 class TableMark(msgspec.Struct, frozen=True):
@@ -102,19 +109,25 @@ class Status(msgspec.Struct, frozen=True):
     table_centre: TableMark | None = None
     wrist_port: int = 0
     refused: int = 0  # what came to the lab's ports and was not for them
+    faults: dict[str, str] = {}  # what is wrong on request, by device: "unplugged", "frozen", ...
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One question to the lab. `op` is one of OPS; `operate` belongs to start_episode, `pose` to hand."""
+    """One question to the lab; `op` is one of OPS.
+
+    `operate` belongs to start_episode, `pose` to hand, `device` and `fault` (see `trouble.py`) to fault.
+    """
 
     op: str
     operate: bool = True  # whether the scripted operator shall move the leader in this episode
     pose: str = (
         "home"  # where the hand takes unpowered arms: "middle", "sweep" (through their ranges) or "home"
     )
+    device: str = ""
+    fault: str = ""  # empty: the device is well again
 
 
-OPS = ("status", "start_episode", "end_episode", "hand", "stop")
+OPS = ("status", "start_episode", "end_episode", "hand", "fault", "stop")
 
 
 class Reply(msgspec.Struct, frozen=True):

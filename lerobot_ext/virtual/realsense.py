@@ -2,7 +2,8 @@
 
 Frames come from the lab over ZeroMQ and enter an `rs.software_device`, so that the driver runs on librealsense's
 own pipeline, matching and alignment. No physics here, and nothing of the driver's conversions. While the camera
-is open, the episodes of this process are announced to the lab, which then resets its world and judges them.
+is open, the episodes of this process are announced to the lab, which then resets its world and judges them. Whether
+the camera is plugged in, the lab's status says: a software device has no cable to pull.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import zmq
 from lerobot_ext.cameras.librealsense import load
 from lerobot_ext.recording.episodes import EpisodeListener, add_listener, remove_listener
 from lerobot_ext.virtual.client import LabClient
-from lerobot_ext.virtual.link import CameraInfo, Intrinsics, SideFrame, lab_dir
+from lerobot_ext.virtual.link import CameraInfo, Intrinsics, SideFrame, Status, lab_dir
+from lerobot_ext.virtual.trouble import UNPLUGGED
 
 logger = logging.getLogger(__name__)
 
@@ -36,37 +38,52 @@ class VirtualRealSense:
         side: Path of the lab's `side` socket; empty for the default lab's.
 
     Raises:
-        ConnectionError: No lab runs there.
+        ConnectionError: No lab runs there, or its camera is unplugged.
     """
+
+    live = True
 
     def __init__(self, side: str = ""):
         self._side = (Path(side) if side else lab_dir() / "side").absolute()
-        self._lab = LabClient(self._side.parent)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        try:
-            self.info: CameraInfo = self._lab.status().camera
-            self.device, self._feeds = software_device(self.info)
-        except BaseException:
-            self._lab.close()
-            raise
+        status = self._status()
+        if reason := _unplugged(status):
+            raise ConnectionError(reason)
+        self.info: CameraInfo = status.camera
+        self.device, self._feeds = software_device(self.info)
+
+    def _status(self) -> Status:
+        with LabClient(self._side.parent) as lab:
+            return lab.status()
 
     def attach(self, pipeline: Any, config: Any) -> None:
         """See Source; `device.add_to(context)` would not do: the pipeline does not find such a device."""
         pipeline.set_device(self.device)
 
-    def started(self) -> None:
+    def started(self, profile: Any) -> None:
         """See Source: frames flow from now on, and the lab hears of episodes."""
         self._thread = threading.Thread(target=self._feed, name="virtual-realsense", daemon=True)
         self._thread.start()
         add_listener(
             EpisodeListener(
                 name=LISTENER,
-                on_start=lambda robot: self._lab.start_episode(operate=True),
-                on_end=lambda robot: self._end_episode(),
+                on_start=lambda robot: _start_episode(self._side.parent),
+                on_end=lambda robot: _end_episode(self._side.parent),
                 order=0,
             )
         )
+
+    def ended(self) -> str:
+        """See Source: the lab may always go on."""
+        return ""
+
+    def missing(self) -> str:
+        """See Source: the lab is asked."""
+        try:
+            return _unplugged(self._status())
+        except ConnectionError as error:
+            return str(error)
 
     def close(self) -> None:
         """See Source."""
@@ -76,17 +93,6 @@ class VirtualRealSense:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._lab.close()
-
-    def _end_episode(self) -> None:
-        """A lab that has gone is told by the frames that stop; the end of an episode must not hide that."""
-        try:
-            verdict = self._lab.end_episode()
-        except (ConnectionError, RuntimeError) as error:
-            logger.warning("the episode was not judged: %s", error)
-            return
-        word = "success" if verdict.success else "no success"
-        logger.info("lab's verdict on its episode %d: %s (%s)", verdict.index, word, verdict.reason)
 
     def _feed(self) -> None:
         """Lab to librealsense, until stopped. Sockets belong to one thread, so it is opened and closed here."""
@@ -118,6 +124,32 @@ class VirtualRealSense:
         header = msgspec.json.decode(parts[0].buffer, type=SideFrame)
         color, depth = (np.frombuffer(part.buffer, np.uint8) for part in parts[1:])
         return header, (depth, color)
+
+
+def _unplugged(status: Status) -> str:
+    """What there is to say if the camera is not plugged in; empty if it is."""
+    if status.faults.get("side") != UNPLUGGED:
+        return ""
+    return (
+        f"the virtual camera {status.camera.serial} is unplugged (lerobot-ext lab --fault=side= plugs it in)"
+    )
+
+
+def _start_episode(directory: Path) -> None:
+    with LabClient(directory) as lab:
+        lab.start_episode(operate=True)
+
+
+def _end_episode(directory: Path) -> None:
+    """A lab that has gone is told by the frames that stop; the end of an episode must not hide that."""
+    try:
+        with LabClient(directory) as lab:
+            verdict = lab.end_episode()
+    except (ConnectionError, RuntimeError) as error:
+        logger.warning("the episode was not judged: %s", error)
+        return
+    word = "success" if verdict.success else "no success"
+    logger.info("lab's verdict on its episode %d: %s (%s)", verdict.index, word, verdict.reason)
 
 
 def find_virtual() -> tuple[Path, CameraInfo] | None:
@@ -178,6 +210,8 @@ def software_device(info: CameraInfo) -> tuple[Any, tuple[Feed, Feed]]:
         sensor = device.add_sensor(name)
         if unit_m:
             sensor.add_read_only_option(rs.option.depth_units, unit_m)
+            # Without it librealsense would not turn this device's depth into disparity, as it does a D4xx's.
+            sensor.add_read_only_option(rs.option.stereo_baseline, info.stereo_baseline_m * 1e3)
         return Feed(sensor, sensor.add_video_stream(video, True), camera.width, bpp, unit_m)
 
     unit_m = info.depth_units_m

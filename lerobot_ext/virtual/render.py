@@ -15,13 +15,13 @@ from lerobot_ext.virtual.world import World, load_mujoco
 
 SERIAL = "virt0001"
 BASELINE_M = 0.015  # a D435's colour sensor sits 15 mm to the left of its depth origin
-DEPTH_UNITS_M = 0.001
+DEPTH_UNIT_M = 0.001  # a D435's; a D405 counts 0.0001
 MAX_DEPTH_M = 3.0  # beyond it a D435 sees nothing, which is written as 0
 FOCAL_PER_WIDTH = {"side": 0.727, "side_depth": 0.527}  # fx / width: 69 and 87 degrees, as the D435's
 
 
-def camera_info(width: int, height: int, fps: int) -> CameraInfo:
-    """What the side camera tells about itself at that size."""
+def camera_info(width: int, height: int, fps: int, depth_unit_m: float = DEPTH_UNIT_M) -> CameraInfo:
+    """What the side camera tells about itself at that size, counting depth in that unit."""
     color, depth = (
         Intrinsics(width, height, width * focal, width * focal, (width - 1) / 2, (height - 1) / 2)
         for focal in FOCAL_PER_WIDTH.values()
@@ -31,7 +31,7 @@ def camera_info(width: int, height: int, fps: int) -> CameraInfo:
         name="Virtual D435",
         firmware="5.16.0.1",
         fps=fps,
-        depth_units_m=DEPTH_UNITS_M,
+        depth_units_m=depth_unit_m,
         color=color,
         depth=depth,
         depth_to_color_m=(BASELINE_M, 0.0, 0.0),
@@ -39,9 +39,9 @@ def camera_info(width: int, height: int, fps: int) -> CameraInfo:
 
 
 class Cameras:
-    """Renders the three cameras of `world` at one size."""
+    """Renders the cameras of `world` at one size; depth is counted in units of `depth_unit_m` metres."""
 
-    def __init__(self, world: World, width: int, height: int) -> None:
+    def __init__(self, world: World, width: int, height: int, depth_unit_m: float = DEPTH_UNIT_M) -> None:
         """Open an OpenGL context in this thread.
 
         Raises:
@@ -49,6 +49,7 @@ class Cameras:
         """
         mujoco = self._mj = load_mujoco()
         self._world, self._width, self._height = world, width, height
+        self._depth_unit_m = depth_unit_m
         model = world.model
         for name, focal in FOCAL_PER_WIDTH.items():
             model.camera(name).fovy = math.degrees(2 * math.atan(height / 2 / (width * focal)))
@@ -81,16 +82,16 @@ class Cameras:
         return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
 
     def depth(self) -> np.ndarray:
-        """Depth along the axis of "side_depth", uint16 (H, W) in units of 1 mm; 0 beyond 3 m."""
+        """Depth along the axis of "side_depth", uint16 (H, W) in the device's units; 0 beyond 3 m."""
         metres = self.depth_m()
-        raw = metres * np.float32(1 / DEPTH_UNITS_M) + np.float32(0.5)
+        raw = metres * np.float32(1 / self._depth_unit_m) + np.float32(0.5)
         raw[metres > MAX_DEPTH_M] = 0
         return raw.astype(np.uint16)
 
-    def depth_m(self) -> np.ndarray:
-        """The same before rounding: metres, float32 (H, W)."""
+    def depth_m(self, camera: str = "side_depth") -> np.ndarray:
+        """The truth before rounding: metres along the axis of `camera`, float32 (H, W), also beyond 3 m."""
         buffer = np.empty((self._height, self._width), np.float32)
-        self._render("side_depth", self._distances)
+        self._render(camera, self._distances)
         self._mj.mjr_readPixels(None, buffer, self._rect, self._context)
         model = self._world.model
         near, far = model.stat.extent * model.vis.map.znear, model.stat.extent * model.vis.map.zfar

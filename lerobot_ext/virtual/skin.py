@@ -22,7 +22,12 @@ NOISE = (TEMPERATURE_NOISE_C, NOISE_UT, NOISE_UT, NOISE_UT)
 DRIFT_UT_PER_C = 2.0  # standard deviation of the temperature coefficients
 WARM_UP_C, WARM_UP_S = 4.0, 600.0
 LAG_S = 0.012  # the elastomer's
-POSITIONS = np.array([(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)], float)  # centre, then four around it
+# AnySkin's board (`sensors.anyskin` has the source): centre, left, right, up, down; and for each magnetometer the
+# matrix from its own (x, y) to the board's, because the chips are soldered turned
+POSITIONS = np.array([(0, 0), (-1, 0), (1, 0), (0, 1), (0, -1)], float)
+AXES = np.array(
+    [((0, 1), (1, 0)), ((0, 1), (1, 0)), ((-1, 0), (0, 1)), ((0, -1), (-1, 0)), ((1, 0), (0, -1))], float
+)
 
 
 class Skin:
@@ -44,6 +49,7 @@ class Skin:
                 (14 * y, 4 * x, 30 * centre),
                 (-48 * centre, 9 * x, 9 * y),
             ]
+        response[:, :2] = np.swapaxes(AXES, 1, 2) @ response[:, :2]
         self._response = response * gain
         self._force = np.zeros(3)
         self._time = 0.0

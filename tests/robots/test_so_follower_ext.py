@@ -3,16 +3,14 @@
 import io
 import logging
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from bench import Bench, running_bench
+from bench import running_bench
 from lerobot.cameras.zmq import ZMQCameraConfig
 from lerobot.robots import make_robot_from_config
 from lerobot.robots.so_follower import SO100Follower, SO100FollowerConfig
 
-import lerobot_ext
 from lerobot_ext.features import VectorFeature
 from lerobot_ext.robots import SO100FollowerExtConfig, SO101FollowerExtConfig
 from lerobot_ext.sensors import AnySkinConfig
@@ -20,28 +18,6 @@ from lerobot_ext.virtual.feetech import Faults
 
 MOTORS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
 JOINTS = [f"{motor}.pos" for motor in MOTORS]
-
-lerobot_ext.register()
-
-
-@pytest.fixture
-def bench(tmp_path) -> Iterator[Bench]:
-    with running_bench(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def make(bench):
-    """Makes robots as LeRobot does, and releases them after the test."""
-    made = []
-
-    def make_one(**more):
-        made.append(make_robot_from_config(bench.config(**more)))
-        return made[-1]
-
-    yield make_one
-    for robot in made:
-        robot.disconnect()
 
 
 def error_of(call) -> str:

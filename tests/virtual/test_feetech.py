@@ -241,3 +241,38 @@ def test_a_driver_that_reads_nothing_does_not_block_the_bus(plug):
     bus.connect(handshake=False)
     bus.port_handler.ser.reset_input_buffer()
     assert bus.read("Model_Number", "gripper", num_retry=3) == 777
+
+
+def test_an_error_bit_is_in_every_status_packet_and_in_the_register(plug):
+    servos, bus, _ = plug()
+    bus.connect()
+    servos.trouble("overload:3")
+    assert bus.packet_handler.read1ByteTxRx(bus.port_handler, 3, REGISTERS["Status"][0]) == (32, 0, 32)
+    assert bus.packet_handler.ping(bus.port_handler, 3)[2] == 32
+    assert bus.packet_handler.ping(bus.port_handler, 4)[2] == 0
+    with pytest.raises(RuntimeError, match="Overload error"):
+        bus.read("Present_Load", "elbow_flex")
+    servos.trouble("")
+    bus.read("Present_Load", "elbow_flex")
+
+
+def test_a_silent_servo_does_not_answer_and_a_frozen_bus_not_at_all(plug):
+    servos, bus, _ = plug()
+    bus.connect()
+    servos.trouble("silent:4")
+    assert bus.ping("wrist_flex") is None and bus.ping("wrist_roll") == 777
+    servos.trouble("frozen")
+    assert bus.ping("wrist_roll") is None
+    servos.trouble("")
+    assert bus.ping("wrist_flex") == 777
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["corrupt", "truncate", "drop"]))
+@settings(max_examples=200, deadline=None)
+def test_no_fault_of_the_line_makes_a_good_packet(seed, kind):
+    servos = ServoBus(FOLLOWER, Faults(seed=seed, **{kind: 1.0}))
+    body = bytes([1, 4, feetech.READ, 56, 2])
+    arrived = servos.feed(b"\xff\xff" + body + bytes([feetech.checksum(body)]))
+    good = ServoBus(FOLLOWER).feed(b"\xff\xff" + body + bytes([feetech.checksum(body)]))
+    assert len(good) == 8 and arrived != good and len(arrived) <= 8
+    assert (arrived == b"") == (kind == "drop")

@@ -1,5 +1,7 @@
 """Pictures and depth agree with the geometry."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,27 @@ def test_depth_at_the_tables_centre_is_the_geometrys(scene):
     expected = plane_depth(info.depth, pose, position, column, row, 0.0004)
     assert cameras.depth_m()[row, column] == pytest.approx(expected, abs=0.0003)
     assert cameras.depth()[row, column] * info.depth_units_m == pytest.approx(expected, abs=0.001)
+
+
+def test_depth_can_be_counted_in_tenths_of_a_millimetre():
+    def look():
+        fine = Cameras(World(), 424, 240, depth_unit_m=0.0001)
+        try:
+            return fine.depth(), fine.depth_m()
+        finally:
+            fine.close()
+
+    with ThreadPoolExecutor(1) as other:  # a thread has one OpenGL context at a time
+        counts, metres = other.submit(look).result()
+    seen = counts > 0
+    assert np.abs(counts[seen] * 1e-4 - metres[seen]).max() < 0.00006
+    assert camera_info(424, 240, 30, 0.0001).depth_units_m == 0.0001
+
+
+def test_the_truth_can_be_seen_from_the_colour_camera(scene):
+    world, cameras = scene
+    mark = cameras.table_mark()
+    assert cameras.depth_m("side")[mark.row, mark.column] == pytest.approx(mark.depth_m, abs=0.0005)
 
 
 def test_depth_everywhere_on_the_mat_is_the_geometrys(scene):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import serial
 
-from lerobot_ext.virtual.skin import END, FRAME, NOISE_UT, Skin, frame
+from lerobot_ext.virtual.skin import AXES, END, FRAME, NOISE_UT, POSITIONS, Skin, frame
 from lerobot_ext.virtual.terminal import Terminal
 
 
@@ -43,6 +43,21 @@ def test_more_force_gives_more_field():
     for newton in (0.5, 1, 2, 3, 6):
         norms.append(np.linalg.norm(samples(skin, (newton, 0, 0)).mean(axis=0) - zero))
     assert norms == sorted(norms)
+
+
+def test_on_the_boards_layout_pressing_spreads_the_field_and_shearing_shifts_it():
+    skin = Skin(seed=5)
+
+    def on_the_board(force):
+        change = samples(skin, force).mean(axis=0).reshape(5, 3) - zero
+        return np.einsum("mij,mj->mi", AXES, change[:, :2]), change[:, 2]
+
+    zero = samples(skin, (0, 0, 0)).mean(axis=0).reshape(5, 3)
+    sideways, normal = on_the_board((3, 0, 0))
+    assert (normal < -20).all() and normal.argmin() == 0
+    assert ((sideways[1:] * POSITIONS[1:]).sum(axis=1) > 15).all()  # outwards from the centre
+    sideways, _ = on_the_board((0, 2, 0))
+    assert (sideways[:, 0] > 15).all() and np.abs(sideways[:, 1]).max() < 15
 
 
 def test_a_stream_without_a_reader_does_not_block_and_leaves_nothing_old(tmp_path):
