@@ -7,27 +7,14 @@ Source: the Arduino sketches of AnySkin and ReSkin (raunaqbhirangi/reskin_sensor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+
+from lerobot_ext.sensors.frames import Frame
 
 END = b"\r\n"
 LIMIT = 1e6  # microtesla; the magnetometers saturate at 5e4
 TINY = 1e-12  # no reading but zero is smaller; misread bytes often are
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame: where it began in the stream, and its numbers.
-
-    Attributes:
-        start: Bytes of the stream before its first one.
-        values: (magnetometers, 4) float32: temperature, Bx, By, Bz.
-    """
-
-    start: int
-    values: NDArray[np.float32]
 
 
 class FrameFinder:
@@ -51,6 +38,11 @@ class FrameFinder:
         self._buffer = bytearray()
         self._before = 0  # bytes of the stream before the buffer
         self._locked = False  # the buffer then begins with the end of the frame before
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`dropped`: frames that were cut or whose numbers cannot be; `resynced`: boundaries searched again."""
+        return {"dropped": self.rejected + self.lost_boundary, "resynced": self.lost_boundary}
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take the next bytes of the stream; return the frames that are complete and believed by now."""
