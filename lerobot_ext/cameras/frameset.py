@@ -6,9 +6,11 @@ instant with depth of another. Nothing here knows a device.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +23,11 @@ class Frameset:
     Attributes:
         color: (H, W, 3) uint8, read-only; None if colour is switched off.
         depth: (H, W, 1) uint16 millimetres or float32 metres, 0 where unknown, read-only; None if switched off.
-        timestamp_ms: The device's own time of the frame.
+        timestamp_ms: The device's own time of the frame, on the clock `clock`.
         frame_number: The device's own count; a gap means dropped frames.
         captured_s: `time.perf_counter()` of this host at the capture, as well as the device lets us know it.
+        clock: librealsense's word for whose time `timestamp_ms` is: `global_time` (device's, converted to the
+            host's), `system_time` (host's at arrival) or `hardware_clock` (device's own).
     """
 
     color: NDArray[np.uint8] | None
@@ -31,6 +35,7 @@ class Frameset:
     timestamp_ms: float
     frame_number: int
     captured_s: float
+    clock: str = "system_time"
 
     def __post_init__(self) -> None:
         for image in (self.color, self.depth):
@@ -41,6 +46,36 @@ class Frameset:
     def age_ms(self) -> float:
         """Milliseconds since the capture."""
         return (time.perf_counter() - self.captured_s) * 1e3
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A camera that is gone for the moment.
+
+    Attributes:
+        reason: What was noticed.
+        tries_s: How long it is tried to open it again.
+        since_s: `time.perf_counter()` when it was noticed.
+        since: The same as a time of day, for people.
+    """
+
+    reason: str
+    tries_s: float
+    since_s: float = field(default_factory=time.perf_counter)
+    since: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
+
+    @property
+    def left_s(self) -> float:
+        """How much longer it is tried."""
+        return max(self.since_s + self.tries_s - time.perf_counter(), 0.0)
+
+    def __str__(self) -> str:
+        gone_s = time.perf_counter() - self.since_s
+        more = "" if math.isinf(self.tries_s) else f", for {self.left_s:.0f} s more"
+        return (
+            f"lost since {self.since} ({gone_s:.1f} s ago): {self.reason}; check its cable and plug it in again: it is "
+            f"opened as soon as it is back{more}"
+        )
 
 
 class FramesetSlot:
@@ -55,14 +90,21 @@ class FramesetSlot:
         self._newest: Frameset | None = None
         self._count = 0
         self._seen: dict[str, int] = {}
+        self._loss: Loss | None = None
         self._failure: BaseException | None = None
 
     def publish(self, frameset: Frameset) -> None:
-        """Replace the newest frameset and wake who waits."""
+        """Replace the newest frameset and wake who waits; a camera that was lost is back."""
         with self._changed:
             self._newest = frameset
             self._count += 1
+            self._loss = None
             self._changed.notify_all()
+
+    def lose(self, loss: Loss) -> None:
+        """No frameset will come for a while: until the next one is published, every reader is told."""
+        with self._changed:
+            self._loss = loss
 
     def fail(self, error: BaseException) -> None:
         """No frameset will come any more: every reader gets `error` from now on."""
@@ -76,29 +118,36 @@ class FramesetSlot:
         Raises:
             RuntimeError: Nothing has been captured yet.
             TimeoutError: The newest frameset is older than `max_age_ms`.
-            ConnectionError: The capture has failed for good.
+            ConnectionError: The camera is lost, or the capture has failed for good.
         """
         with self._changed:
             self._check()
+            if self._loss is not None:
+                raise ConnectionError(str(self._loss))
             newest = self._newest
         if newest is None:
             raise RuntimeError("no frame has been captured yet")
         age_ms = newest.age_ms
         if age_ms > max_age_ms:
             raise TimeoutError(
-                f"newest frame (number {newest.frame_number}) is {age_ms:.0f} ms old, allowed are {max_age_ms:.0f} ms"
+                f"newest frame (number {newest.frame_number}) is {age_ms:.0f} ms old, allowed are {max_age_ms:.0f} ms: "
+                "the camera stands still, or computer or USB connection are overloaded"
             )
         return newest
 
-    def unseen(self, reader: str, timeout_s: float) -> Frameset:
-        """The newest frameset if `reader` has not had it yet, else the next one.
+    def unseen(self, reader: str, timeout_s: float, max_age_ms: float) -> Frameset:
+        """The newest frameset if `reader` has not had it yet and it is not too old, else the next one.
 
         Raises:
             TimeoutError: None came within `timeout_s`.
-            ConnectionError: The capture has failed for good.
+            ConnectionError: None came and the camera is lost, or the capture has failed for good.
         """
+
+        def ready() -> bool:
+            return self._count > self._seen.get(reader, 0) and self._newest.age_ms <= max_age_ms
+
         with self._changed:
-            self._wait(lambda: self._count > self._seen.get(reader, 0), timeout_s)
+            self._wait(ready, timeout_s)
             self._seen[reader] = self._count
             return self._newest
 
@@ -109,11 +158,18 @@ class FramesetSlot:
             self._wait(lambda: self._count > before, timeout_s)
             return self._newest
 
-    def _wait(self, ready, timeout_s: float) -> None:
+    def _wait(self, ready: Callable[[], bool], timeout_s: float) -> None:
         arrived = self._changed.wait_for(lambda: ready() or self._failure is not None, timeout_s)
         self._check()
-        if not arrived:
-            raise TimeoutError(f"no new frame within {timeout_s * 1e3:.0f} ms")
+        if arrived:
+            return
+        if self._loss is not None:
+            raise ConnectionError(str(self._loss))
+        newest = self._newest
+        last = (
+            "" if newest is None else f" (newest: number {newest.frame_number}, {newest.age_ms:.0f} ms old)"
+        )
+        raise TimeoutError(f"no new frame within {timeout_s * 1e3:.0f} ms{last}")
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -1,6 +1,6 @@
 """The camera `realsense_rgbd`: colour and metric depth of one instant, in one picture geometry.
 
-LeRobot's camera interface over a `Session`; every read is served from the session's newest frameset.
+LeRobot's camera interface over a `Keeper`; every read is served from the keeper's newest frameset.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from lerobot.utils.decorators import check_if_already_connected, check_if_not_co
 from numpy.typing import NDArray
 
 from lerobot_ext.cameras import librealsense
+from lerobot_ext.cameras.bag import is_bag
 from lerobot_ext.cameras.config_realsense_rgbd import RealSenseRGBDCameraConfig
 from lerobot_ext.cameras.frameset import Frameset
-from lerobot_ext.cameras.session import DeviceFacts, Session
+from lerobot_ext.cameras.intrinsics import Intrinsics
+from lerobot_ext.cameras.keeper import Keeper
+from lerobot_ext.cameras.session import DeviceFacts
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +35,14 @@ Depth = NDArray[np.uint16] | NDArray[np.float32]
 
 
 class RealSenseRGBDCamera(Camera):
-    """An Intel RealSense (D4xx), real or of the virtual lab.
+    """An Intel RealSense (D4xx), real, of the virtual lab or of a recording.
 
     Depth is metric by the device's own unit: uint16 millimetres or float32 metres (`depth_dtype`), (H, W, 1),
     0 where there is none. A depth beyond 65.535 m is 0 in millimetres. With `align: color`, pixel (v, u) of
     depth and of colour look at the same point. Every array returned belongs to the caller.
+
+    A camera that is unplugged, or stands still, is opened again by itself for `reconnect_s`; until it is back every
+    read fails and says so, and no frame older than `max_age_ms` is ever returned.
 
     Example:
         >>> config = RealSenseRGBDCameraConfig(serial_number_or_name="virtual:", fps=30, width=424, height=240)
@@ -50,7 +56,7 @@ class RealSenseRGBDCamera(Camera):
         self.use_rgb = config.use_rgb
         self.use_depth = config.use_depth
         self.color_mode = config.color_mode
-        self._session: Session | None = None
+        self._keeper: Keeper | None = None
         self._finalizer: weakref.finalize | None = None
 
     def __str__(self) -> str:
@@ -58,8 +64,8 @@ class RealSenseRGBDCamera(Camera):
 
     @property
     def is_connected(self) -> bool:
-        """Whether `connect` succeeded and `disconnect` was not called since."""
-        return self._session is not None
+        """Whether `connect` succeeded and `disconnect` was not called since; a camera that is lost stays so."""
+        return self._keeper is not None
 
     @staticmethod
     def find_cameras() -> list[dict[str, Any]]:
@@ -78,48 +84,53 @@ class RealSenseRGBDCamera(Camera):
                 size and rate asked for; no frame came. Nothing stays open then.
         """
         with self._errors_named():
-            session = Session(self.config)
+            keeper = Keeper(self.config)
             try:
                 if warmup:
-                    self._warm_up(session)
+                    self._warm_up(keeper)
             except BaseException:
-                session.close()
+                keeper.close()
                 raise
-        self._session = session
+        self._keeper = keeper
         # Runs at the interpreter's exit too, so that a forgotten disconnect does not crash in librealsense.
-        self._finalizer = weakref.finalize(self, session.close)
-        size = session.facts.color or session.facts.depth
-        self.width, self.height, self.fps = size.width, size.height, session.facts.fps
+        self._finalizer = weakref.finalize(self, keeper.close)
+        facts = keeper.facts
+        size = facts.color or facts.depth
+        self.width, self.height, self.fps = size.width, size.height, facts.fps
         logger.info(
-            "%s connected: %s, serial %s, %dx%d@%d, depth unit %s m, align %s",
+            "%s connected: %s, serial %s, %dx%d@%d, depth unit %s m, align %s, filters %s, clock %s",
             self,
-            session.facts.name,
-            session.facts.serial,
+            facts.name,
+            facts.serial,
             self.width,
             self.height,
             self.fps,
-            session.facts.depth_unit_m,
+            facts.depth_unit_m,
             self.config.align,
+            ", ".join(step["name"] for step in facts.filters) or "none",
+            keeper.clock or "not known yet",
         )
 
-    def _warm_up(self, session: Session) -> None:
+    def _warm_up(self, keeper: Keeper) -> None:
         try:
-            session.slot.next(FIRST_FRAME_S)
+            keeper.slot.next(FIRST_FRAME_S)
         except TimeoutError as error:
             raise ConnectionError(
-                f"it is there ({session.facts.name}) but gave no frame within {FIRST_FRAME_S:.0f} s; plug it in "
+                f"it is there ({keeper.facts.name}) but gave no frame within {FIRST_FRAME_S:.0f} s; plug it in "
                 "again, into a USB 3 port"
             ) from error
+        if is_bag(self.config.serial_number_or_name):
+            return  # its exposure settled when it was recorded, and its first seconds are wanted
         settled = time.perf_counter() + self.config.warmup_s
         while (left_s := settled - time.perf_counter()) > 0:
             time.sleep(min(left_s, 0.1))
-        session.slot.next(FIRST_FRAME_S)
+        keeper.slot.next(FIRST_FRAME_S)
 
     def disconnect(self) -> None:
         """Stop reading and release the device, within about a tenth of a second; again does nothing."""
-        if self._session is None:
+        if self._keeper is None:
             return
-        self._session = None
+        self._keeper = None
         self._finalizer()
         self.width, self.height, self.fps = self.config.width, self.config.height, self.config.fps
         logger.info("%s disconnected.", self)
@@ -130,7 +141,7 @@ class RealSenseRGBDCamera(Camera):
     @check_if_not_connected
     def facts(self) -> DeviceFacts:
         """Serial, name, firmware, intrinsics and depth unit."""
-        return self._session.facts
+        return self._keeper.facts
 
     @property
     def serial(self) -> str:
@@ -148,11 +159,60 @@ class RealSenseRGBDCamera(Camera):
         return self.facts.depth_unit_m
 
     @property
-    def intrinsics(self) -> librealsense.Intrinsics:
+    def intrinsics(self) -> Intrinsics:
         """The pinhole camera behind the images: colour's (and aligned depth's), depth's if there is no colour."""
         return self.facts.color or self.facts.depth
 
+    @property
+    @check_if_not_connected
+    def counts(self) -> dict[str, int]:
+        """Since `connect`, by name: `received`, `dropped`, `repeated`, `reconnects`; see `counts.FrameCounter`."""
+        return self._keeper.counter.as_dict()
+
+    @check_if_not_connected
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """All that is needed to understand the recorded pictures years later, as JSON can hold it.
+
+        Returns:
+            `color` and `depth`, as far as they are switched on. Both: `serial`, `name`, `firmware`, `fps`, `clock`,
+            `source` and `intrinsics` (see `Intrinsics.from_metadata`). Depth also: `dtype`, `depth_unit` (`mm` or
+            `m`, of the recorded numbers), `depth_unit_m` (of the device's counts), `align`, `depth_to_color` (where
+            depth is not aligned), `filters` (in the order they were done), `depth_min_m` and `depth_max_m`.
+        """
+        facts, config = self.facts, self.config
+        common = {
+            "serial": facts.serial,
+            "name": facts.name,
+            "firmware": facts.firmware,
+            "source": config.serial_number_or_name,
+            "fps": facts.fps,
+            "clock": self._keeper.clock,
+        }
+        found: dict[str, dict[str, Any]] = {}
+        if self.use_rgb:
+            found["color"] = common | {"intrinsics": facts.color.to_metadata()}
+        if self.use_depth:
+            found["depth"] = common | {
+                "intrinsics": facts.depth.to_metadata(),
+                "dtype": config.depth_dtype,
+                "depth_unit": "mm" if config.depth_dtype == "uint16" else "m",
+                "depth_unit_m": facts.depth_unit_m,
+                "align": config.align,
+                "depth_to_color": facts.depth_to_color.to_metadata() if facts.depth_to_color else None,
+                "filters": list(facts.filters),
+                "depth_min_m": config.depth_min_m,
+                "depth_max_m": config.depth_max_m,
+            }
+        return found
+
     # Reads. All of them end in one frameset.
+
+    def async_read_frameset(self, timeout_ms: float = 200) -> Frameset:
+        """What `async_read_combined` returns, with its timestamp and number; its arrays are shared and read-only.
+
+        A reader of this method and one of `async_read_combined` do not take each other's framesets away.
+        """
+        return self._unseen("frameset", timeout_ms)
 
     @check_if_not_connected
     def read_latest_frameset(self, max_age_ms: float | None = None) -> Frameset:
@@ -167,7 +227,7 @@ class RealSenseRGBDCamera(Camera):
             ConnectionError: The camera is not connected, or was lost.
         """
         with self._errors_named():
-            return self._session.slot.newest(self.config.max_age_ms if max_age_ms is None else max_age_ms)
+            return self._keeper.slot.newest(self.config.max_age_ms if max_age_ms is None else max_age_ms)
 
     def read_latest_combined(self, max_age_ms: float | None = None) -> tuple[Color | None, Depth | None]:
         """Colour (H, W, 3) and depth (H, W, 1) of the newest frameset; None for what is switched off.
@@ -198,7 +258,7 @@ class RealSenseRGBDCamera(Camera):
 
         Raises:
             TimeoutError: No new frameset came in time.
-            ConnectionError: The camera is not connected, or was lost.
+            ConnectionError: None came, and the camera is not connected, is lost or was given up.
         """
         frameset = self._unseen("combined", timeout_ms)
         return _own(frameset.color), _own(frameset.depth)
@@ -226,12 +286,12 @@ class RealSenseRGBDCamera(Camera):
     @check_if_not_connected
     def _unseen(self, reader: str, timeout_ms: float) -> Frameset:
         with self._errors_named():
-            return self._session.slot.unseen(reader, timeout_ms / 1e3)
+            return self._keeper.slot.unseen(reader, timeout_ms / 1e3, self.config.max_age_ms)
 
     @check_if_not_connected
     def _next(self) -> Frameset:
         with self._errors_named():
-            return self._session.slot.next(READ_S)
+            return self._keeper.slot.next(READ_S)
 
     def _require_color(self) -> None:
         if not self.use_rgb:

@@ -34,6 +34,10 @@ class FakeLab:
     base: int = 1000  # raw depth of frame n is base + n % 256 everywhere
     period_s: float = 1 / 60
     silent: bool = False  # publish nothing
+    frozen: bool = False  # publish the same frame again and again
+    skip: int = 0  # leave out so many frame numbers once
+    unplugged: bool = False
+    scene: object = None  # frame number -> (H, W) uint16 raw depth; None: base + n % 256 everywhere
     requests: list = field(default_factory=list)
 
     def __enter__(self):
@@ -62,17 +66,23 @@ class FakeLab:
         return f"virtual:{self.directory}/side"
 
     def _publish(self):
-        n = 0
+        n, message = 0, []
         while not self._stop.wait(self.period_s):
-            if self.silent:
+            if self.silent or self.unplugged:
                 continue
-            n += 1
+            if self.frozen:
+                self._pub.send_multipart(message)
+                continue
+            n, self.skip = n + 1 + self.skip, 0
             color = np.full((H, W, 3), n % 256, np.uint8)
             color[..., 2] = 7
             depth = np.full((H, W), self.base + n % 256, np.uint16)
             depth[0, 0] = 0
+            if self.scene is not None:
+                depth = self.scene(n)
             header = SideFrame(frame_number=n, timestamp_ms=time.time() * 1e3)
-            self._pub.send_multipart([msgspec.json.encode(header), color, depth])
+            message = [msgspec.json.encode(header), color, depth]
+            self._pub.send_multipart(message)
 
     def _answer(self):
         in_episode, episodes = False, ()
@@ -88,5 +98,6 @@ class FakeLab:
                 status = Status(
                     pid=1, time_s=0, contact_force_n=0, block_height_m=0.03, joints_rad=(0.0,) * 6,
                     in_episode=in_episode, operator="home", camera=self.info, episodes=episodes,
+                    faults={"side": "unplugged"} if self.unplugged else {},
                 )  # fmt: skip
                 self._rep.send(msgspec.json.encode(Reply(status=status)))

@@ -19,6 +19,21 @@ def test_lerobot_makes_the_camera_from_its_type_name():
     assert not camera.is_connected
 
 
+def test_filters_and_an_endless_patience_can_be_written_in_a_yaml():
+    config = draccus.decode(
+        CameraConfig,
+        {
+            "type": "realsense_rgbd",
+            "serial_number_or_name": "0123",
+            "filters": ["temporal", {"spatial": {"alpha": 0.4}}],
+            "reconnect_s": float("inf"),
+            "depth_max_m": 1,
+        },
+    )
+    assert [f.name for f in config.filter_chain] == ["spatial", "temporal"]
+    assert draccus.decode(CameraConfig, draccus.encode(config, CameraConfig)) == config
+
+
 def test_neither_the_config_nor_the_driver_loads_librealsense():
     code = (
         "import sys, lerobot_ext.cameras.realsense_rgbd as m; from lerobot_ext.cameras import *;"

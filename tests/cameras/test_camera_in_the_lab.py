@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from camera_rig import error_of, until
 
 from lerobot_ext.cameras import RealSenseRGBDCameraConfig
 from lerobot_ext.cameras.realsense_rgbd import RealSenseRGBDCamera
@@ -22,8 +23,17 @@ def test_aligned_depth_at_the_tables_centre_is_that_of_the_geometry(tmp_path):
             framesets = [camera.async_read_combined(5000) for _ in range(3)]
             newest = camera.read_latest_frameset(5000)
             assert camera.intrinsics.fx == pytest.approx(truth.camera.color.fx)
-        with RealSenseRGBDCamera(config) as camera:
+        with RealSenseRGBDCamera(config) as camera:  # opened for a second time
             camera.read()
+            lab.client.fault("side", "frozen")
+            error = until(lambda: error_of(lambda: camera.read_latest(max_age_ms=400)))
+            assert isinstance(error, TimeoutError), error
+            lab.client.fault("side", "unplugged")
+            error = until(lambda: isinstance(e := error_of(camera.read_latest), ConnectionError) and e)
+            assert "virt0001 is unplugged" in str(error)
+            lab.client.fault("side")
+            until(lambda: error_of(lambda: camera.read_latest(max_age_ms=2000)) is None)
+            assert camera.counts["reconnects"] == 1
     mark = truth.table_centre
     for color, depth in framesets:
         assert color.shape == (240, 424, 3) and depth.shape == (240, 424, 1)

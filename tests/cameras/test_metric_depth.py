@@ -34,3 +34,11 @@ def test_the_result_is_a_new_array_also_without_conversion():
 def test_an_impossible_unit_is_refused(unit):
     with pytest.raises(ValueError, match="depth unit"):
         MetricDepth(unit, "uint16")
+
+
+@pytest.mark.parametrize(("unit", "dtype"), [(0.001, "uint16"), (0.0001, "uint16"), (0.0001, "float32")])
+def test_the_ends_of_the_range_count_and_what_is_outside_does_not(unit, dtype):
+    counts = np.array([[round(metres / unit) for metres in (0.299, 0.3, 0.5, 0.7, 0.701)] + [0]], np.uint16)
+    metric = MetricDepth(float(np.float32(unit)), dtype, 0.3, 0.7)(counts).ravel()
+    expected = np.array([0, 0.3, 0.5, 0.7, 0, 0]) * (1000 if dtype == "uint16" else 1)
+    np.testing.assert_allclose(metric, expected, rtol=1e-6)

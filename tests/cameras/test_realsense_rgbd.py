@@ -3,32 +3,19 @@
 import builtins
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from camera_rig import make, threads
 from fake_lab import FakeLab, H, W, camera_info
 from lerobot.cameras.configs import ColorMode
 
-from lerobot_ext.cameras import RealSenseRGBDCameraConfig
 from lerobot_ext.cameras.realsense_rgbd import RealSenseRGBDCamera
 from lerobot_ext.recording.episodes import episode
 
 pytest.importorskip("pyrealsense2", exc_type=ImportError)
-
-
-def make(name, **fields):
-    return RealSenseRGBDCamera(
-        RealSenseRGBDCameraConfig(
-            **{"serial_number_or_name": name, "fps": 30, "width": W, "height": H, "warmup_s": 0, **fields}
-        )
-    )
-
-
-def threads():
-    return {t.name for t in threading.enumerate() if "realsense" in t.name}
 
 
 def test_color_and_depth_are_of_one_instant_metric_and_in_shape(lab):
@@ -124,8 +111,7 @@ def test_a_frozen_camera_is_an_error_not_an_old_picture(lab):
         time.sleep(0.3)
         with pytest.raises(TimeoutError, match=r"camera 'virtual:.*ms old, allowed are 100 ms"):
             camera.read_latest_combined()
-        camera.async_read_combined(100)
-        with pytest.raises(TimeoutError, match="no new frame within 50 ms"):
+        with pytest.raises(TimeoutError, match="no new frame within 50 ms .newest: number"):
             camera.async_read_combined(50)
         lab.silent = False
         assert camera.async_read_combined(3000)
