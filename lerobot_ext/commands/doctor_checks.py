@@ -1,6 +1,7 @@
 """What a check of the doctor is, how a list of them is gone through, and how their findings are printed.
 
-What is looked at is the business of `doctor_link` (from the robot's side) and `doctor_host` (at the server).
+What is looked at is the business of `doctor_devices` (this machine's), `doctor_link` (from the robot to a server) and
+`doctor_host` (at the server).
 """
 
 from __future__ import annotations
@@ -73,8 +74,19 @@ def examine[Patient](checks: Sequence[Check[Patient]], patient: Patient) -> Iter
         yield check.name, finding
 
 
-def report[Patient](checks: Sequence[Check[Patient]], patient: Patient, as_json: bool) -> int:
+def report[Patient](
+    checks: Sequence[Check[Patient]],
+    patient: Patient,
+    as_json: bool,
+    more: Callable[[Patient], dict[str, Any]] | None = None,
+) -> int:
     """Go through `checks` and print what they find, a line each, or all of it as one JSON object.
+
+    Args:
+        checks: In the order of the lines; their names are unique.
+        patient: What they look at.
+        as_json: Print one JSON object.
+        more: What else that object holds.
 
     Returns:
         0 if none failed, else 1.
@@ -96,7 +108,8 @@ def report[Patient](checks: Sequence[Check[Patient]], patient: Patient, as_json:
     healthy = all(finding.status != FAILED for finding in findings.values())
     if as_json:
         listed = [{"check": name, **asdict(finding)} for name, finding in findings.items()]
-        print(json.dumps({"ok": healthy, "checks": listed}, indent=2))
+        others = more(patient) if more else {}
+        print(json.dumps({"ok": healthy, "checks": listed, **others}, indent=2))
     return 0 if healthy else 1
 
 

@@ -89,6 +89,11 @@ def look_at_delay(visit: Visit) -> Finding:
         found += f"; with inference.type=sync the arm waits {1e3 * late_s:.0f} ms for each"
         if steps > 1:
             advice.append("use inference.type=async, which asks while the arm moves")
+    elif set_to == 0:
+        found += (
+            f"; chunk_size_threshold is 0, so the next chunk is asked for when the last one is used up, and the arm waits "
+            f"{1e3 * late_s:.0f} ms for it ({needed:.2f} or more would move without pauses)"
+        )
     elif needed > set_to:
         advice.append(f"set inference.chunk_size_threshold to {needed:.2f} or more (it is {set_to:g})")
     else:

@@ -253,18 +253,21 @@ def test_a_narrow_link_is_found_to_be_narrow(server, doctor):
 # --- the command ---
 
 
-def test_help_explains_both_uses_with_examples(capsys):
+def test_help_explains_all_uses_with_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0
+    assert "\n  lerobot-ext doctor\n" in text and "lerobot-ext doctor --udev" in text
     assert "lerobot-ext doctor --server tcp://" in text and "lerobot-ext doctor --policy.path=" in text
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "give --server=ADDRESS at the robot, or --policy.path=CHECKPOINT"),
+        (["--port=1"], "--port goes with --policy.path"),
+        (["--keys=k"], "--keys goes with --server or --policy.path"),
+        (["--server=a:1", "--udev"], "--udev goes with neither --server nor --policy.path"),
         (["--server=a:1", "--policy.path=b"], "give --server=ADDRESS at the robot, or --policy.path"),
         (["--server=a:1", "--port=1"], "--port goes with --policy.path"),
         (["--policy.path=b", "--config_path=c"], "--config_path goes with --server"),

@@ -42,6 +42,8 @@ def delayed(chunks, small_s: float = 0.001, chunk_size: int = 20, **inference):
         ({"chunks": chunks_of(0.01, 0.49)}, "warning", "chunk_size_threshold to 0.60 or more (it is 0.5)"),
         ({"chunks": chunks_of(0.01, 0.49), "chunk_size_threshold": 0.7}, "ok", "0.7 is enough"),
         ({"chunks": chunks_of(0.01, 0.99)}, "warning", "the arm will wait for each"),
+        ({"chunks": chunks_of(0.01, 0.19), "chunk_size_threshold": 0}, "ok", "the arm waits 200 ms for it"),
+        ({"chunks": chunks_of(0.01, 0.99), "chunk_size_threshold": 0}, "warning", "used up before the next"),
         ({"chunks": chunks_of(0.01, 0.19), "actions_per_chunk": 5}, "warning", "the arm will wait for each"),
         ({"chunks": chunks_of(0.01, 0.19), "type": "sync"}, "warning", "use inference.type=async"),
         ({"chunks": chunks_of(0.1, 0.05)}, "warning", "set server.codec to auto or jpeg (it was raw)"),
