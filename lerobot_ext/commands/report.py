@@ -58,7 +58,9 @@ def summary(figures: dict[str, Any]) -> str:
 def write(output: Path, figures: dict[str, Any]) -> Path:
     """Write `output/report.html`, and `output/picture.png` of one evaluated episode; returns the page's path."""
     from lerobot_ext.recording.visualize_episode import open_dataset
-    from lerobot_ext.recording.visualize_page import STYLE, EpisodePictures, render_body, render_png
+    from lerobot_ext.recording.visualize_page import STYLE, render_body
+    from lerobot_ext.recording.visualize_pictures import EpisodePictures
+    from lerobot_ext.recording.visualize_png import render_png
 
     parts = [
         "<h1>lerobot_ext demo: press the block</h1>",

@@ -1,6 +1,6 @@
 """Curves as SVG text or onto a PIL picture, by hand: a page needs no plotting library, neither here nor there.
 
-`draw_chart` knows axes and curves and draws with three strokes (`line`, `text`, `dot`) that both canvases have.
+`draw_chart` knows axes and curves and draws with the strokes that both canvases have (`line`, `text`, `disc`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INK, FAINT, MARK, SHADE = "#1f2933", "#dde3ea", "#9aa5b1", "#f6c6c0"
+LEFT, LEGEND = 46.0, 130.0  # points beside the curves: for the numbers, and for the curves' names
 DOT, BAR = 4.4, 7.0  # points: size of a dot, largest width of a bar
 # Okabe and Ito's palette (readable for the colour-blind), then shades for sensors with many channels.
+THIN = 3000  # points of a curve; a longer one is drawn by the extremes of its stretches
 PALETTE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#11734b",
     "#b3123d", "#3969ac", "#80ba5a", "#a5761d", "#4b4b8f", "#cf1c90", "#5f6a72",
@@ -92,6 +94,26 @@ class Canvas(Protocol):
     def text(self, x: float, y: float, text: str, size: float = 11, anchor: str = "start") -> None:
         """Text on the baseline y, beginning, centred or ending at x (`start`, `middle`, `end`)."""
 
+    def disc(self, x: float, y: float, radius: float, color: str, outline: str) -> None:
+        """A filled circle around (x, y) with a thin outline."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Where a chart's curves are: the time `start` is at x = `left`, `end` at `right`; y from `top` to `bottom`."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    start: float
+    end: float
+
+    def axis(self) -> str:
+        """For the page's script, which puts a cursor there."""
+        values = (self.left, self.right, self.top, self.bottom, self.start, self.end)
+        return " ".join(f"{value:.6g}" for value in values)
+
 
 class SvgCanvas:
     """Collects SVG elements."""
@@ -115,11 +137,22 @@ class SvgCanvas:
             f"{escape(text)}</text>"
         )
 
-    def svg(self) -> str:
-        """The finished element."""
+    def disc(self, x: float, y: float, radius: float, color: str, outline: str) -> None:
+        """See Canvas."""
+        self._parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{color}" stroke="{outline}"/>'
+        )
+
+    def elements(self) -> str:
+        """What was drawn so far, to stand in another element."""
+        return "".join(self._parts)
+
+    def svg(self, plot: Plot | None = None, more: str = "") -> str:
+        """The finished element; with `plot` the page's script knows its time axis, `more` stands on top."""
+        axis = f' data-axis="{plot.axis()}"' if plot is not None else ""
         return (
-            f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
-            f'font-family="system-ui, sans-serif" role="img">{"".join(self._parts)}</svg>'
+            f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"{axis} '
+            f'font-family="system-ui, sans-serif" role="img">{self.elements()}{more}</svg>'
         )
 
 
@@ -146,12 +179,18 @@ class ImageCanvas:
         place = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
         at = (np.array([x, y]) + self._origin) * self._scale
         font = ImageFont.load_default(size * self._scale)
+        text = text.replace("µ", "u")  # PIL's font has no Greek letters
         self._draw.text(tuple(at), text, fill=INK, font=font, anchor=place)
 
+    def disc(self, x: float, y: float, radius: float, color: str, outline: str) -> None:
+        """See Canvas."""
+        at, reach = (np.array([x, y]) + self._origin) * self._scale, radius * self._scale
+        self._draw.ellipse([*(at - reach), *(at + reach)], fill=color, outline=outline)
 
-def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> None:
-    """Draw `chart` into the top left `width` x `height` points of `canvas`."""
-    left, right = 46.0, width - (130.0 if chart.legend else 10.0)
+
+def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> Plot:
+    """Draw `chart` into the top left `width` x `height` points of `canvas`; says where its curves are."""
+    left, right = LEFT, width - (LEGEND if chart.legend else 10.0)
     top, bottom = 24.0, height - 22.0
     values = np.concatenate(
         [part for line in chart.lines for part in (line.values, line.base) if part is not None]
@@ -201,20 +240,20 @@ def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> Non
             for at in points[known]:
                 canvas.line(at + np.array([[-DOT / 2, 0], [DOT / 2, 0]]), line.color, DOT)
         else:
-            canvas.line(points[known], line.color, 1.4, line.dashed)
+            canvas.line(_thinned(points[known]), line.color, 1.4, line.dashed)
     if chart.legend:
         step = min(15.0, (bottom - top + 14) / max(len(chart.lines), 1))
         for i, line in enumerate(chart.lines):
             at = top + 6 + i * step
             canvas.line(np.array([[right + 10, at], [right + 28, at]]), line.color, 2, line.dashed)
             canvas.text(right + 33, at + 3.5, line.name, min(10.5, step * 0.85))
+    return Plot(left, right, top, bottom, start, end)
 
 
 def svg_chart(chart: Chart, width: float, height: float) -> str:
     """`chart` as one SVG element."""
     canvas = SvgCanvas(width, height)
-    draw_chart(canvas, chart, width, height)
-    return canvas.svg()
+    return canvas.svg(draw_chart(canvas, chart, width, height))
 
 
 def ticks(low: float, high: float, count: int) -> list[tuple[float, str]]:
@@ -225,6 +264,16 @@ def ticks(low: float, high: float, count: int) -> list[tuple[float, str]]:
     digits = next(d for d in range(12) if math.isclose(round(step, d), step))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
+
+
+def _thinned(points: NDArray) -> NDArray:
+    """The curve's lowest and highest point of each stretch, in their order; short curves stay as they are."""
+    if len(points) <= THIN:
+        return points
+    kept = {0, len(points) - 1}
+    for part in np.array_split(np.arange(len(points)), THIN // 2):
+        kept |= {int(part[points[part, 1].argmin()]), int(part[points[part, 1].argmax()])}
+    return points[sorted(kept)]
 
 
 def _bar_width(x: NDArray) -> float:

@@ -5,6 +5,8 @@ Curves come from the table at once; pictures are decoded one frame at a time, wh
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from lerobot_ext.features import OBS_FORCE
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+ATTEMPTS, PAUSE_S = 3, 0.3  # to open a dataset
 REST_FRAMES = 5  # the start of an episode, before anything is touched
 CONTACT_SHARE = 0.2  # contact: the force has reached this share of its peak
 
@@ -32,6 +35,8 @@ class Curves:
 
 def open_dataset(root: str | Path, repo_id: str | None = None) -> LeRobotDataset:
     """A dataset that lies on this computer; the network is never asked.
+
+    It may be one that is being recorded: what is saved by now can be read.
 
     Args:
         root: Its folder.
@@ -55,12 +60,17 @@ def open_dataset(root: str | Path, repo_id: str | None = None) -> LeRobotDataset
 
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    try:
-        return LeRobotDataset(
-            repo_id or root.resolve().name, root=root, return_uint8=True, video_backend="pyav"
-        )
-    except Exception as error:
-        raise UserError(f"the dataset in '{root}' cannot be read: {type(error).__name__}: {error}") from error
+    for attempt in itertools.count(1):
+        try:
+            return LeRobotDataset(
+                repo_id or root.resolve().name, root=root, return_uint8=True, video_backend="pyav"
+            )
+        except Exception as error:
+            # A recording that goes on may replace a file between two that belong together.
+            if attempt == ATTEMPTS:
+                text = f"the dataset in '{root}' cannot be read: {type(error).__name__}: {error}"
+                raise UserError(" ".join(text.split())) from error
+            time.sleep(PAUSE_S)
 
 
 class EpisodeView:
@@ -83,9 +93,11 @@ class EpisodeView:
 
     def __init__(self, dataset: LeRobotDataset, episode_index: int):
         table = dataset.hf_dataset
-        rows = np.flatnonzero(_column(table, "episode_index") == episode_index)
-        if not len(rows):
-            there = np.unique(_column(table, "episode_index"))
+        episodes = _column(table, "episode_index")
+        rows = np.flatnonzero(episodes == episode_index)
+        saved = dataset.meta.total_episodes  # what is beyond is being saved
+        if not len(rows) or not 0 <= episode_index < saved:
+            there = np.unique(episodes[episodes < saved])
             listed = f"{there[0]} to {there[-1]}" if len(there) else "none"
             raise UserError(
                 f"there is no episode {episode_index} in '{dataset.root}'; it has {len(there)}: {listed}."
@@ -144,15 +156,20 @@ class EpisodeView:
             pictures[key] = np.where(metres <= nearest + 5e-4, np.nan, metres)
         return pictures
 
-    def force_norms(self) -> Curves | None:
-        """How far each sensor's reading is from its rest at the episode's start: one norm a sensor.
+    def force_change(self) -> NDArray[np.float32] | None:
+        """(frames, channels) how far each reading is from its rest at the episode's start.
 
-        The rest is the mean of the first REST_FRAMES frames, so the curve is the same whether the sensor was
-        tared or not.
+        The rest is the mean of the first REST_FRAMES frames, so this is the same whether the sensor was tared or not.
         """
-        if self.force is None:
+        return (
+            None if self.force is None else self.force.values - self.force.values[:REST_FRAMES].mean(axis=0)
+        )
+
+    def force_norms(self) -> Curves | None:
+        """The norm of each sensor's change since the episode's start."""
+        change = self.force_change()
+        if change is None:
             return None
-        change = self.force.values - self.force.values[:REST_FRAMES].mean(axis=0)
         sensors = [name.partition(".")[0] for name in self.force.names]
         order = tuple(dict.fromkeys(sensors))
         norms = [np.linalg.norm(change[:, [s == sensor for s in sensors]], axis=1) for sensor in order]
@@ -168,7 +185,9 @@ class EpisodeView:
         chosen[0], chosen[last] = "start", "end"
         norms = self.force_norms()
         if norms is not None and last > REST_FRAMES:
-            norm = norms.values.max(axis=1)
+            # Sensors have different units: each is compared with its own noise at rest.
+            noise = np.maximum(norms.values[:REST_FRAMES].mean(axis=0), 1e-9)
+            norm = (norms.values / noise).max(axis=1)
             peak = int(norm.argmax())
             contact = int(np.argmax(norm >= CONTACT_SHARE * norm[peak]))
             for position, name in ((contact, "contact"), (peak, "peak force")):

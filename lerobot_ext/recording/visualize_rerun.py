@@ -1,20 +1,22 @@
-"""An episode as a Rerun recording (`.rrd`): pictures, metric depth, and every curve under its name.
+"""An episode as a Rerun recording (`.rrd`): pictures, metric depth, pads, ages, and every curve under its name.
 
-rerun is imported when an episode is written; nothing here draws.
+rerun is imported when an episode is written. How depth and pads are logged is shared with the live view (`rerun_parts`).
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording.visualize_episode import Curves, EpisodeView
-from lerobot_ext.recording.visualize_page import DepthScale
+from lerobot_ext.recording.rerun_parts import DepthPicture, PadDrawing
+from lerobot_ext.recording.visualize_episode import Curves
+from lerobot_ext.recording.visualize_force import UNKNOWN_UNIT
+from lerobot_ext.recording.visualize_pad import pad_title
+from lerobot_ext.recording.visualize_pictures import EpisodePictures, Progress
 from lerobot_ext.recording.visualize_telemetry import SERVER_PARTS, Telemetry
 
 JPEG_QUALITY = 85
@@ -22,19 +24,13 @@ TIMELINE = "time"
 INCIDENTS_ENTITY = "telemetry/incidents"
 
 
-def write_rrd(
-    view: EpisodeView,
-    path: Path,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    telemetry: Telemetry | None = None,
-) -> None:
-    """Write `view` to `path`.
+def write_rrd(pictures: EpisodePictures, path: Path, progress: Progress = iter) -> None:
+    """Write an episode to `path`.
 
     Args:
-        view: The episode.
+        pictures: The episode.
         path: The file; replaced if it exists.
         progress: Wraps the frames' positions, to show how far it is.
-        telemetry: Of the episode, if there is one.
 
     Raises:
         UserError: rerun is not installed.
@@ -47,66 +43,97 @@ def write_rrd(
             "a Rerun recording needs the package rerun-sdk; run pip install 'lerobot[viz]', or use --no-rrd."
         ) from error
 
-    curves = {
-        "force": view.force,
-        "force_norm": view.force_norms(),
-        "state": view.state,
-        "action": view.action,
-    }
-    curves = {name: found for name, found in curves.items() if found is not None}
-    depth_ranges = {}
-    if view.depth_keys:
-        sample = [view.pictures(position) for position, _ in view.key_frames()]
-        for key in view.depth_keys:
-            scale = DepthScale.of([frame[key] for frame in sample])
-            depth_ranges[key] = (scale.near_m, scale.far_m)
-
-    recording = rr.RecordingStream(
-        "lerobot_ext", recording_id=f"{view.dataset.repo_id}/{view.index}", make_default=False
-    )
-    cameras = [
-        rrb.Spatial2DView(origin=_entity(key), name=_entity(key).removeprefix("images/"))
-        for key in sorted(view.color_keys + view.depth_keys)
-    ]
+    view, telemetry = pictures.view, pictures.telemetry
+    curves = _curves(pictures)
     series = telemetry_series(telemetry) if telemetry is not None else {}
-    plots = [rrb.TimeSeriesView(origin=name, name=name) for name in (*curves, *series)]
+    depths = {key: DepthPicture(_entity(key), scale) for key, scale in pictures.scales.items()}
+    pads = [
+        PadDrawing(f"pad/{pad.sensor.name}", pad.sensor.pad, pad.picture.scale, pad.sensor.unit)
+        for pad in pictures.pads
+    ]
+    cameras = [
+        depths[key].view() if key in depths else rrb.Spatial2DView(origin=_entity(key), name=_entity(key).removeprefix("images/"))
+        for key in sorted(view.color_keys + view.depth_keys)
+    ]  # fmt: skip
+    plots = [rrb.TimeSeriesView(origin=name, name=title) for name, (title, _) in curves.items()]
+    plots += [rrb.TimeSeriesView(origin=name, name=name) for name in series]
     texts = [rrb.TextDocumentView(origin="task")]
     if telemetry is not None:
         texts.append(rrb.TextLogView(origin=INCIDENTS_ENTITY, name="incidents"))
     blueprint = rrb.Blueprint(
         rrb.Vertical(
-            rrb.Horizontal(*cameras),
+            rrb.Horizontal(
+                *cameras,
+                *(
+                    drawing.view(f"{pad_title(pad.sensor)} ({pad.picture.scale.text(pad.sensor.unit)})")
+                    for drawing, pad in zip(pads, pictures.pads, strict=True)
+                ),
+            ),
             rrb.Grid(*plots),
             rrb.Horizontal(*texts),
             row_shares=[5, 4, 1],
-        )  # fmt: skip
+        ),
+        collapse_panels=True,
+    )
+    recording = rr.RecordingStream(
+        "lerobot_ext", recording_id=f"{view.dataset.repo_id}/{view.index}", make_default=False
     )
     with recording:
         recording.save(path, default_blueprint=blueprint)
-        recording.log("task", rr.TextDocument(view.task), static=True)
-        for name, found in curves.items():
+        lines = [view.task, pictures.facts(), *pictures.force_notes(), pictures.report_line()]
+        recording.log("task", rr.TextDocument("\n\n".join(lines)), static=True)
+        for name, (_, found) in curves.items():
             _send_curves(recording, name, found, view.times_s, np.arange(len(view)))
         for name, (times_s, found) in series.items():
             _send_curves(recording, name, found, times_s, np.round(times_s * view.fps).astype(np.int64))
         if telemetry is not None:
             _send_incidents(recording, telemetry, view.fps)
+        for part in (*depths.values(), *pads):
+            part.start(recording)
         for position in progress(range(len(view))):
             recording.set_time(TIMELINE, duration=float(view.times_s[position]))
             recording.set_time("frame", sequence=position)
-            for key, image in view.pictures(position).items():
-                if key in view.depth_keys:
-                    metres = np.nan_to_num(image, nan=0.0)
-                    entity = rr.DepthImage(
-                        (metres * 1000).round().astype(np.uint16),
-                        meter=1000.0,
-                        colormap=rr.components.Colormap.Viridis,
-                        depth_range=tuple(1000 * end for end in depth_ranges[key]),
-                    )
+            for key, image in view.pictures(position).items() if cameras else ():
+                if key in depths:
+                    depths[key].log(recording, image)
                 else:
-                    entity = rr.Image(image).compress(jpeg_quality=JPEG_QUALITY)
-                recording.log(_entity(key), entity)
+                    recording.log(_entity(key), rr.Image(image).compress(jpeg_quality=JPEG_QUALITY))
+            for drawing, pad in zip(pads, pictures.pads, strict=True):
+                drawing.log(recording, pad.vectors[position])
         recording.flush()
     recording.disconnect()
+
+
+def _curves(pictures: EpisodePictures) -> dict[str, tuple[str, Curves]]:
+    """By entity, a plot's title and its curves."""
+    view, found = pictures.view, {}
+    change = view.force_change()
+    for sensor in pictures.sensors:
+        columns = list(sensor.columns)
+        for number, (unit, where) in enumerate(sensor.groups()):
+            name = sensor.name if number == 0 else f"{sensor.name}_{number}"
+            unit = unit or UNKNOWN_UNIT
+            if pictures.options.force in ("both", "channels"):
+                values = Curves(
+                    tuple(sensor.channels[i] for i in where), view.force.values[:, columns][:, where]
+                )
+                found[f"force/{name}"] = (f"{sensor.name} [{unit}]", values)
+            if pictures.options.force in ("both", "norms"):
+                norm = np.linalg.norm(change[:, columns][:, where], axis=1, keepdims=True)
+                title = f"{sensor.name}: norm of the change [{unit}]"
+                found[f"force_norm/{name}"] = (title, Curves(("norm",), norm))
+    report = pictures.report
+    if report is not None and report.ages_ms:
+        ages = np.stack(list(report.ages_ms.values()), axis=1)
+        found["ages_ms"] = ("age at the joint read [ms]", Curves(tuple(report.ages_ms), ages))
+    lost = {f"{d}.{kind}": n for d in report.devices() for kind, n in report.counts_of(d).items()} if report else {}  # fmt: skip
+    if lost:
+        counts = np.stack(list(lost.values()), axis=1).astype(np.float32)
+        found["lost"] = ("dropped, repeated, retried at each frame", Curves(tuple(lost), counts))
+    for name, curves in (("state", view.state), ("action", view.action)):
+        if curves is not None:
+            found[name] = (name, curves)
+    return found
 
 
 def spawn_viewer(path: Path) -> None:

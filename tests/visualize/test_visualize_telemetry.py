@@ -150,7 +150,7 @@ def test_page_picture_and_recording_show_the_telemetry(press, file, tmp_path):
     from PIL import Image
 
     output = tmp_path / "pages"
-    words = ["visualize", f"--root={press}", f"--output={output}"]
+    words = ["visualize", f"--root={press}", f"--output={output}", "--film=3"]
     assert main([*words, "--no-rrd"]) == 0
     stem = output / "episode_000000"
     plain = stem.with_suffix(".html").read_text()
@@ -177,7 +177,7 @@ def test_page_picture_and_recording_show_the_telemetry(press, file, tmp_path):
         "round trip of each chunk",
     ):
         assert title in page
-    assert "<script" not in page and "news_of_a_later_version" not in page
+    assert "news_of_a_later_version" not in page
     with Image.open(stem.with_suffix(".png")) as picture:
         assert picture.height > plain_height + 4 * 200
     printed = subprocess.run(
@@ -198,7 +198,13 @@ def test_telemetry_in_the_datasets_folder_is_found(press, tmp_path):
     shutil.copytree(press, root)
     small_telemetry.write(root / "telemetry" / "episode_000001.jsonl")
     for index, there in ((0, False), (1, True)):
-        words = [f"--root={root}", f"--episode_index={index}", f"--output={tmp_path}/pages", "--no-rrd"]
+        words = [
+            f"--root={root}",
+            f"--episode_index={index}",
+            f"--output={tmp_path}/pages",
+            "--no-rrd",
+            "--film=0",
+        ]
         assert main(["visualize", *words]) == 0
         page = (tmp_path / "pages" / f"episode_{index:06d}.html").read_text()
         assert ("from chunks to motion" in page) == there
