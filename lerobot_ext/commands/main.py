@@ -14,8 +14,9 @@ COMMANDS = {
     "train": "train a policy on exactly the modalities you choose (LeRobot's train)",
     "serve": "serve a checkpoint to robots over the network",
     "keys": "make the keys with which a server and its robots know one another",
-    "doctor": "check the way to a server, or whether this machine can serve a checkpoint",
+    "doctor": "find ports and cameras and say what is wrong; check the way to a server, or a checkpoint",
     "evaluate": "run a policy on the robot, local or remote, and record what happens",
+    "repair": "mend a dataset that a crash left behind, on a copy",
     "visualize": "show an episode: pictures, depth and force curves",
 }
 
