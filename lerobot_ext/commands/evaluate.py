@@ -26,12 +26,12 @@ from lerobot.rollout.configs import (  # noqa: E402
 from lerobot.scripts.lerobot_rollout import rollout  # noqa: E402
 
 from lerobot_ext.commands import config as config_files  # noqa: E402
-from lerobot_ext.commands import record  # noqa: E402
+from lerobot_ext.commands import record, session  # noqa: E402
 from lerobot_ext.errors import UserError  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-HELP = """usage: [ENV=local] lerobot-ext evaluate --config_path=configs/evaluate_record.yaml [--key=value ...]
+HELP = f"""usage: [ENV=local] lerobot-ext evaluate --config_path=configs/evaluate_record.yaml [--key=value ...]
 
 Runs a policy on the robot with LeRobot's rollout, records every episode, and shows the episodes at the end.
 
@@ -47,6 +47,7 @@ Runs a policy on the robot with LeRobot's rollout, records every episode, and sh
   --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
   --visualize=false       no pages at the end
   --robot.port=PORT ...   any key of the YAML can be given here too
+{session.HELP}
 """
 
 
@@ -97,7 +98,8 @@ def main(argv: list[str]) -> int | None:
     if not argv or "--help" in argv or "-h" in argv:
         print(HELP)
         return 0 if argv else 2
-    data, source = record.merged_config(argv)
+    words, extras = session.take_extras(argv)
+    data, source = record.merged_config(words)
     config_files.check_keys(EvaluateConfig, data, source)
     if not data.get("policy"):
         raise UserError(f"{source}: evaluation needs a policy; add `policy: {{path: CHECKPOINT}}`.")
@@ -109,15 +111,13 @@ def main(argv: list[str]) -> int | None:
     data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
 
     record.shorten_torchcodec()
-    existed = root is not None and root.exists()
     cfg = parse(data)
     if cfg.policy.type == "remote":
         check_server(cfg)
-    try:
+    if cfg.dataset is not None:
+        session.prepare(cfg.robot, cfg.dataset, root, bool(data.get("resume")), extras)
+    with session.session(root, extras, again=record.again("evaluate", argv)):
         rollout.__wrapped__(cfg)
-    finally:
-        if root is not None and not existed:
-            record.discard_if_empty(root)
     if cfg.visualize and root is not None and root.exists():
         show(root)
     return 0
@@ -204,5 +204,5 @@ def show(root: Path) -> None:
     from lerobot_ext.commands import visualize
 
     output = root.with_name(f"{root.name}_pages")
-    for index in range(record.episode_count(root)):
+    for index in range(session.episode_count(root)):
         visualize.main([f"--root={root}", f"--episode_index={index}", f"--output={output}"])

@@ -6,29 +6,31 @@ in older LeRobot, and is handed to `lerobot-ext evaluate`.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from lerobot_ext.commands import config as config_files
+from lerobot_ext.commands import session
 from lerobot_ext.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-HELP = """usage: lerobot-ext record --config_path=configs/collect.yaml [--key=value ...]
+HELP = f"""usage: lerobot-ext record --config_path=configs/collect.yaml [--key=value ...]
 
 Records a dataset by teleoperation with LeRobot's record loop: colour, depth, force, joints and actions.
-Force sensors are tared at the start of each episode. Keys: right arrow ends an episode or the reset time early,
-left arrow records the episode again, Esc stops. Ctrl-C stops too; saved episodes stay readable.
+Force sensors are tared at the start of each episode: nothing may touch them then; one that is touched is waited for.
+Keys: right arrow ends an episode or the reset time early, left arrow records the episode again, Esc stops. Ctrl-C
+stops too. A saved episode is safe on disk, whatever happens afterwards; a table at the end says what was recorded,
+how much of it late, dropped, repeated or old.
 
   --config_path=FILE      YAML as stock lerobot-record takes it (configs/collect.yaml is an example to copy)
   --dataset.root=DIR      where the dataset goes; must not exist, unless --resume=true goes on with it
+  --resume=true           go on with the dataset in dataset.root, also after a crash
   --dataset.num_episodes  --dataset.episode_time_s  --dataset.reset_time_s  --dataset.single_task
   --robot.port=PORT  ...  any key of the YAML can be given here too
+{session.HELP}
 
 A YAML with a `policy:` section runs that policy: see lerobot-ext evaluate --help.
 """
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> int | None:
     if not argv or "--help" in argv or "-h" in argv:
         print(HELP)
         return 0 if argv else 2
-    data, source = merged_config(argv)
+    words, extras = session.take_extras(argv)
+    data, source = merged_config(words)
     if "policy" in data:
         from lerobot_ext.commands import evaluate
 
@@ -54,14 +57,29 @@ def main(argv: list[str]) -> int | None:
     root = check_root(data)
     stop_on_sigterm()
     shorten_torchcodec()
-    sys.argv = ["lerobot-ext record", *argv]
-    existed = root is not None and root.exists()
-    try:
-        record()
-    finally:
-        if root is not None and not existed:
-            discard_if_empty(root)
+    cfg = parse(RecordConfig, words)
+    session.prepare(cfg.robot, cfg.dataset, root, bool(cfg.resume), extras)
+    with session.session(root, extras, again=again("record", argv)):
+        record(cfg)
     return 0
+
+
+def parse(config_class: type, words: list[str]) -> Any:
+    """The config that LeRobot's own parser, which reads `sys.argv`, makes of the options in `words`."""
+    from lerobot.configs import parser
+
+    def identity(cfg: Any) -> Any:
+        return cfg
+
+    identity.__annotations__["cfg"] = config_class
+    sys.argv = ["lerobot-ext record", *words]
+    return parser.wrap()(identity)()
+
+
+def again(command: str, argv: list[str]) -> str:
+    """The line that goes on with a recording that was begun with `argv`."""
+    words = [word for word in argv if word.partition("=")[0] != "--resume"]
+    return shlex.join(["lerobot-ext", command, *words, "--resume=true"])
 
 
 def merged_config(argv: list[str]) -> tuple[dict[str, Any], str]:
@@ -86,28 +104,10 @@ def check_root(data: dict[str, Any]) -> Path | None:
             raise UserError(f"resume is true, but {root} holds no dataset to go on with; leave out --resume.")
     elif root.exists():
         raise UserError(
-            f"dataset folder {root} exists already ({episode_count(root)} episodes); choose another "
+            f"dataset folder {root} exists already ({session.episode_count(root)} episodes); choose another "
             "dataset.root, or add --resume=true to go on with it."
         )
     return root
-
-
-def episode_count(root: Path) -> int:
-    """Number of episodes that the dataset's info file states; 0 if there is none."""
-    try:
-        return int(json.loads((root / "meta" / "info.json").read_text())["total_episodes"])
-    except (OSError, ValueError, KeyError):
-        return 0
-
-
-def discard_if_empty(root: Path) -> None:
-    """Remove the folder of a recording that ended before its first episode was saved.
-
-    Such a folder holds nothing, cannot be opened by LeRobot, and would be in the way of the next try.
-    """
-    if root.exists() and episode_count(root) == 0:
-        shutil.rmtree(root)
-        logger.info("no episode was saved; removed the empty dataset folder %s", root)
 
 
 def shorten_torchcodec() -> None:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lerobot_ext.recording.visualize_telemetry import Telemetry, load_if_there, summarize
+from lerobot_ext.recording.visualize.telemetry import Telemetry, load_if_there, summarize
 
 SHOWN = 5  # episodes of the evaluation whose pictures and curves are on the page
 
@@ -57,10 +57,10 @@ def summary(figures: dict[str, Any]) -> str:
 
 def write(output: Path, figures: dict[str, Any]) -> Path:
     """Write `output/report.html`, and `output/picture.png` of one evaluated episode; returns the page's path."""
-    from lerobot_ext.recording.visualize_episode import open_dataset
-    from lerobot_ext.recording.visualize_page import STYLE, render_body
-    from lerobot_ext.recording.visualize_pictures import EpisodePictures
-    from lerobot_ext.recording.visualize_png import render_png
+    from lerobot_ext.recording.visualize.episode import open_dataset
+    from lerobot_ext.recording.visualize.page import STYLE, render_body
+    from lerobot_ext.recording.visualize.pictures import EpisodePictures
+    from lerobot_ext.recording.visualize.png import render_png
 
     parts = [
         "<h1>lerobot_ext demo: press the block</h1>",

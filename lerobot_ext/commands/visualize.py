@@ -73,14 +73,14 @@ def main(argv: list[str]) -> int | None:
 
     from tqdm import tqdm
 
-    from lerobot_ext.recording.visualize_depth import parse_range
-    from lerobot_ext.recording.visualize_episode import open_dataset
-    from lerobot_ext.recording.visualize_page import render_page
-    from lerobot_ext.recording.visualize_pictures import EpisodePictures
-    from lerobot_ext.recording.visualize_pictures import Options as Choice
-    from lerobot_ext.recording.visualize_png import render_png
-    from lerobot_ext.recording.visualize_strip import ABSENT
-    from lerobot_ext.recording.visualize_telemetry import load_telemetry
+    from lerobot_ext.recording.visualize.depth import parse_range
+    from lerobot_ext.recording.visualize.episode import open_dataset
+    from lerobot_ext.recording.visualize.page import render_page
+    from lerobot_ext.recording.visualize.pictures import EpisodePictures
+    from lerobot_ext.recording.visualize.pictures import Options as Choice
+    from lerobot_ext.recording.visualize.png import render_png
+    from lerobot_ext.recording.visualize.strip import ABSENT
+    from lerobot_ext.recording.visualize.telemetry import load_telemetry
 
     def progress(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
         return lambda frames: tqdm(frames, desc=what, unit="frame", leave=False)
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int | None:
     render_png(pictures, stem.with_suffix(".png"))
     print(f"picture: {stem}.png")
     if not args.no_rrd:
-        from lerobot_ext.recording.visualize_rerun import spawn_viewer, write_rrd
+        from lerobot_ext.recording.visualize.rerun import spawn_viewer, write_rrd
 
         rrd = stem.with_suffix(".rrd")
         write_rrd(pictures, rrd, progress("rerun"))

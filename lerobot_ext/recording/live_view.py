@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from lerobot_ext.features import FORCE, OBS_FORCE
 from lerobot_ext.recording import episodes
-from lerobot_ext.recording.rerun_parts import DepthPicture, PadDrawing
-from lerobot_ext.recording.visualize_depth import DepthScale
-from lerobot_ext.recording.visualize_force import UNKNOWN_UNIT, SensorView, sensors_of
-from lerobot_ext.recording.visualize_pad import PadScale
+from lerobot_ext.recording.visualize.depth import DepthScale
+from lerobot_ext.recording.visualize.force import UNKNOWN_UNIT, SensorView, sensors_of
+from lerobot_ext.recording.visualize.pad import PadScale
+from lerobot_ext.recording.visualize.rerun_parts import DepthPicture, PadDrawing
 
 if TYPE_CHECKING:
     from rerun import RecordingStream

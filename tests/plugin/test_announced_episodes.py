@@ -9,8 +9,10 @@ import pytest
 from lerobot.rollout.strategies.episodic import EpisodicStrategy
 from lerobot.scripts.lerobot_record import record_loop
 
-from lerobot_ext.recording import taring
 from lerobot_ext.recording.episodes import EpisodeListener, add_listener, remove_listener
+from lerobot_ext.recording.taring import Taring
+
+META = SimpleNamespace(depth_keys=[], features={})
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def loop(robot, **more):
 
 def test_a_recorded_episode_is_announced(heard):
     robot = SimpleNamespace()
-    loop(robot, dataset=SimpleNamespace(fps=30))
+    loop(robot, dataset=SimpleNamespace(fps=30, meta=META))
     assert heard == [("start", robot), ("end", robot)]
 
 
@@ -44,7 +46,7 @@ def test_the_time_to_reset_the_scene_is_no_episode(heard):
 
 def test_the_end_is_announced_when_the_loop_fails(heard):
     with pytest.raises(ValueError, match="fps"):
-        loop(SimpleNamespace(), dataset=SimpleNamespace(fps=15))
+        loop(SimpleNamespace(), dataset=SimpleNamespace(fps=15, meta=META))
     assert [what for what, _ in heard] == ["start", "end"]
 
 
@@ -71,6 +73,7 @@ class Dataset:
     """As much of a dataset as is looked at around an episode."""
 
     num_episodes = 7
+    meta = META
 
     def __init__(self, frames):
         self.frames = frames
@@ -156,13 +159,13 @@ def test_sensors_are_tared_and_the_baseline_is_logged(caplog):
 
     robot = Robot()
     with caplog.at_level(logging.INFO):
-        taring.tare(SimpleNamespace(inner=robot))
+        Taring().tare(SimpleNamespace(inner=robot))
     assert tared == [robot]
-    assert "tared 'skin'" in caplog.text and "[ 1.25, -2.  ]" in caplog.text
+    assert "tared 'skin'" in caplog.text and "[1.2, -2.0]" in caplog.text
 
 
 def test_a_robot_without_sensors_is_left_alone():
-    taring.tare(SimpleNamespace())
+    Taring().tare(SimpleNamespace())
 
 
 def test_an_episode_does_not_start_on_a_sensor_that_cannot_be_tared():
@@ -171,4 +174,4 @@ def test_an_episode_does_not_start_on_a_sensor_that_cannot_be_tared():
             raise ConnectionError("skin on /dev/ttyACM2: lost")
 
     with pytest.raises(ConnectionError, match="lost"):
-        loop(Robot(), dataset=SimpleNamespace(fps=30))
+        loop(Robot(), dataset=SimpleNamespace(fps=30, meta=META))

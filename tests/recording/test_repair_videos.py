@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lerobot_ext.recording.repair_av1 import order_hint
-from lerobot_ext.recording.repair_places import _counts
-from lerobot_ext.recording.repair_videos import VideoFile, copy_whole_frames, frames, probe
+from lerobot_ext.recording.repair.av1 import order_hint
+from lerobot_ext.recording.repair.places import _counts
+from lerobot_ext.recording.repair.videos import VideoFile, copy_whole_frames, frames, probe
 
 CODECS = {
     "libsvtav1": ({"g": "2", "crf": "30", "preset": "12"}, "yuv420p"),

@@ -21,9 +21,9 @@ def described(press, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def described_page(described, tmp_path_factory):
     """What there is to see of its episode 0, the page with it, and the folder of the tests."""
-    from lerobot_ext.recording.visualize_episode import open_dataset
-    from lerobot_ext.recording.visualize_page import render_page
-    from lerobot_ext.recording.visualize_pictures import EpisodePictures, Options
+    from lerobot_ext.recording.visualize.episode import open_dataset
+    from lerobot_ext.recording.visualize.page import render_page
+    from lerobot_ext.recording.visualize.pictures import EpisodePictures, Options
 
     pictures = EpisodePictures(open_dataset(described), 0, options=Options(film=9))
     page = tmp_path_factory.mktemp("pages") / "page.html"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lerobot_ext.recording.visualize_chart import Chart, Line, svg_chart, ticks
+from lerobot_ext.recording.visualize.chart import Chart, Line, svg_chart, ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 12))

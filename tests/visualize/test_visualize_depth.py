@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording.visualize_depth import (
+from lerobot_ext.recording.visualize.depth import (
     LEVELS,
     PALETTE,
     UNKNOWN,

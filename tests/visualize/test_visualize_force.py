@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from press_dataset import CHANNELS
 
 from lerobot_ext.recording.journal import EpisodeRecord
-from lerobot_ext.recording.visualize_force import sensors_of
+from lerobot_ext.recording.visualize.force import sensors_of
 
 WRENCH = [f"wrist.{name}" for name in ("fx", "fy", "fz", "tx", "ty", "tz")]
 UNITS = ["N"] * 3 + ["Nm"] * 3

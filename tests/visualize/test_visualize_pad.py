@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from press_dataset import CHANNELS
 
-from lerobot_ext.recording.visualize_force import sensors_of
-from lerobot_ext.recording.visualize_pad import (
+from lerobot_ext.recording.visualize.force import sensors_of
+from lerobot_ext.recording.visualize.pad import (
     COLORS,
     FULL_ARROW,
     FULL_DISC,

@@ -8,11 +8,11 @@ import pytest
 from press_dataset import FRAMES, H, W, frame, make
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording.visualize_depth import PALETTE
-from lerobot_ext.recording.visualize_episode import EpisodeView, open_dataset
-from lerobot_ext.recording.visualize_force import sensors_of
-from lerobot_ext.recording.visualize_page import episode_page
-from lerobot_ext.recording.visualize_pictures import EpisodePictures
+from lerobot_ext.recording.visualize.depth import PALETTE
+from lerobot_ext.recording.visualize.episode import EpisodeView, open_dataset
+from lerobot_ext.recording.visualize.force import sensors_of
+from lerobot_ext.recording.visualize.page import episode_page
+from lerobot_ext.recording.visualize.pictures import EpisodePictures
 
 
 @pytest.fixture(scope="module")

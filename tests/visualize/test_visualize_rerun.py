@@ -6,10 +6,10 @@ import rrd
 from described import DROPPED, LAYOUT_MM, OLD_FRAME
 from press_dataset import FRAMES, H, W, frame
 
-from lerobot_ext.recording.rerun_parts import RGB, DepthPicture, PadDrawing, bar_picture
-from lerobot_ext.recording.visualize_depth import UNKNOWN, DepthScale
-from lerobot_ext.recording.visualize_pad import FULL_ARROW, PadScale
-from lerobot_ext.recording.visualize_rerun import write_rrd
+from lerobot_ext.recording.visualize.depth import UNKNOWN, DepthScale
+from lerobot_ext.recording.visualize.pad import FULL_ARROW, PadScale
+from lerobot_ext.recording.visualize.rerun import write_rrd
+from lerobot_ext.recording.visualize.rerun_parts import RGB, DepthPicture, PadDrawing, bar_picture
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from described import DROPPED, LATE, OLD_FRAME, REPEATED, RETRIED, describe, frames_table
 from press_dataset import FRAMES
 
-from lerobot_ext.recording.visualize_chart import LEFT, LEGEND
-from lerobot_ext.recording.visualize_strip import KINDS, TOP, UNKNOWN_AGE, age_color, load_frames, svg_strip
+from lerobot_ext.recording.visualize.chart import LEFT, LEGEND
+from lerobot_ext.recording.visualize.strip import KINDS, TOP, UNKNOWN_AGE, age_color, load_frames, svg_strip
 
 TIMES, FPS, WIDTH = np.arange(FRAMES) / 15, 15, 1200
 

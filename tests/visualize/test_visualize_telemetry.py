@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lerobot_ext.commands.main import main
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording.visualize_control import control_charts, control_html, round_trip_lines
-from lerobot_ext.recording.visualize_telemetry import load_if_there, load_telemetry, summarize
+from lerobot_ext.recording.visualize.control import control_charts, control_html, round_trip_lines
+from lerobot_ext.recording.visualize.telemetry import load_if_there, load_telemetry, summarize
 
 TIMES = np.arange(45) / 15
 

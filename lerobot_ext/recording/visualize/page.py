@@ -1,7 +1,7 @@
 """An episode as one HTML page, complete in itself: pictures, numbers and script inside, nothing fetched.
 
-What there is to show is gathered in `visualize_pictures`; what moves is in `visualize_player`; curves are drawn in
-`visualize_chart`. The same as a PNG: `visualize_png`.
+What there is to show is gathered in `pictures`; what moves is in `player`; curves are drawn in
+`chart`. The same as a PNG: `png`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from lerobot_ext.recording import visualize_player
-from lerobot_ext.recording.visualize_chart import svg_chart
-from lerobot_ext.recording.visualize_control import control_html
-from lerobot_ext.recording.visualize_depth import DepthScale
-from lerobot_ext.recording.visualize_pictures import NORMS, EpisodePictures
-from lerobot_ext.recording.visualize_player import data_url, picture_html, player_html, script_html
-from lerobot_ext.recording.visualize_strip import svg_strip
+from lerobot_ext.recording.visualize import player
+from lerobot_ext.recording.visualize.chart import svg_chart
+from lerobot_ext.recording.visualize.control import control_html
+from lerobot_ext.recording.visualize.depth import DepthScale
+from lerobot_ext.recording.visualize.pictures import NORMS, EpisodePictures
+from lerobot_ext.recording.visualize.player import data_url, picture_html, player_html, script_html
+from lerobot_ext.recording.visualize.strip import svg_strip
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -36,7 +36,7 @@ svg { max-width: 100%; height: auto; } .joints { display: grid; grid-template-co
 .bar { display: flex; align-items: center; gap: 8px; font-size: .8rem; color: #52606d; margin: .2rem 0; }
 .bar img { height: 12px; width: 320px; border-radius: 2px; }
 """
-    + visualize_player.STYLE
+    + player.STYLE
 )
 
 

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_ext.recording.repair_av1 import order_hint
+from lerobot_ext.recording.repair.av1 import order_hint
 
 CHUNK_FILE = re.compile(r"chunk-(\d+)/file-(\d+)\.[a-z0-9]+$")
 LOOSE_CHUNK = 900  # our writer's videos of single episodes: chunk-900/file-<episode>

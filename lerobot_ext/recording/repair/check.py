@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lerobot_ext.recording.repair_read import Track
+from lerobot_ext.recording.repair.read import Track
 
 
 def check(root: Path, cache: Path, track: Track = lambda items, _: items) -> list[str]:

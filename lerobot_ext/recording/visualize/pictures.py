@@ -1,7 +1,7 @@
 """What page, PNG and Rerun recording of an episode share: pictures decoded once, scales, pads, charts and notes.
 
-What is worth showing of the dataset is chosen in `visualize_episode`; how it is put together is the business of
-`visualize_page`, `visualize_png` and `visualize_rerun`.
+What is worth showing of the dataset is chosen in `episode`; how it is put together is the business of
+`page`, `png` and `rerun`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from lerobot_ext.features import OBS_FORCE
 from lerobot_ext.recording import journal
 from lerobot_ext.recording.provenance import devices
-from lerobot_ext.recording.visualize_chart import PALETTE, Chart, Line
-from lerobot_ext.recording.visualize_depth import DepthScale, choose_scale, shrink
-from lerobot_ext.recording.visualize_episode import EpisodeView
-from lerobot_ext.recording.visualize_force import UNKNOWN_UNIT, SensorView, sensors_of
-from lerobot_ext.recording.visualize_pad import PadPicture, PadScale
-from lerobot_ext.recording.visualize_strip import ABSENT, FrameReport, load_frames
-from lerobot_ext.recording.visualize_telemetry import Telemetry, load_if_there, path_of
+from lerobot_ext.recording.visualize.chart import PALETTE, Chart, Line
+from lerobot_ext.recording.visualize.depth import DepthScale, choose_scale, shrink
+from lerobot_ext.recording.visualize.episode import EpisodeView
+from lerobot_ext.recording.visualize.force import UNKNOWN_UNIT, SensorView, sensors_of
+from lerobot_ext.recording.visualize.pad import PadPicture, PadScale
+from lerobot_ext.recording.visualize.strip import ABSENT, FrameReport, load_frames
+from lerobot_ext.recording.visualize.telemetry import Telemetry, load_if_there, path_of
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -42,7 +42,7 @@ class Options:
 
     Attributes:
         force: Which force curves are shown, one of FORCE_SHOWN.
-        depth_range: See `visualize_depth.choose_scale`.
+        depth_range: See `depth.choose_scale`.
         film: Pictures of each camera in the page's player, spread evenly; 0 for none.
     """
 

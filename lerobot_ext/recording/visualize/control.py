@@ -1,6 +1,6 @@
 """How chunks became motion in one episode: charts and sentences of its telemetry, for page, picture and report.
 
-Reading telemetry is the business of `visualize_telemetry`, strokes that of `visualize_chart`.
+Reading telemetry is the business of `telemetry`, strokes that of `chart`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_ext.recording.visualize_chart import PALETTE, Chart, Event, Line, svg_chart
-from lerobot_ext.recording.visualize_telemetry import Incident, Telemetry, summarize
+from lerobot_ext.recording.visualize.chart import PALETTE, Chart, Event, Line, svg_chart
+from lerobot_ext.recording.visualize.telemetry import Incident, Telemetry, summarize
 
 TITLE = "from chunks to motion"
 INCIDENT_COLORS = {"fault": "#c1121f", "refused": "#d97706", "resumed": "#2a7f3f"}

@@ -1,4 +1,4 @@
-"""Writes the repaired dataset into a new folder, as `repair_plan` decided. The damaged one is only read."""
+"""Writes the repaired dataset into a new folder, as `plan` decided. The damaged one is only read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lerobot_ext.recording import repair_stats
-from lerobot_ext.recording.repair_files import copy_rest, take_over
-from lerobot_ext.recording.repair_places import Place
-from lerobot_ext.recording.repair_plan import KEPT, Episode, Plan
-from lerobot_ext.recording.repair_read import EPISODES, INFO, STATS, TASKS, Found, Track
-from lerobot_ext.recording.repair_videos import LOOSE_CHUNK, copy_whole_frames, probe
+from lerobot_ext.recording.repair.files import copy_rest, take_over
+from lerobot_ext.recording.repair.places import Place
+from lerobot_ext.recording.repair.plan import KEPT, Episode, Plan
+from lerobot_ext.recording.repair.read import EPISODES, INFO, STATS, TASKS, Found, Track
+from lerobot_ext.recording.repair.stats import Stats, from_columns, images, numeric, to_columns, video
+from lerobot_ext.recording.repair.videos import LOOSE_CHUNK, copy_whole_frames, probe
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _write_rows(
     info: dict[str, Any],
     shown: dict[tuple[str, int], Shown],
     track: Track,
-) -> list[repair_stats.Stats]:
+) -> list[Stats]:
     """Write meta/episodes; returns the statistics of every episode."""
     starts = _starts(plan)
     rows = [
@@ -179,7 +179,7 @@ def _write_rows(
         path = out / EPISODES / "chunk-000" / "file-000.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(table, path, compression="snappy", use_dictionary=True)
-    return [repair_stats.from_columns(row) for row in rows]
+    return [from_columns(row) for row in rows]
 
 
 def _row(
@@ -211,8 +211,8 @@ def _row(
             f"videos/{key}/from_timestamp": first,
             f"videos/{key}/to_timestamp": first + episode.frames / found.fps,
         }
-    stats = repair_stats.from_columns(episode.row) if episode.row else {}
-    row |= repair_stats.to_columns(_missing_stats(episode, start, stats, found, info, shown))
+    stats = from_columns(episode.row) if episode.row else {}
+    row |= to_columns(_missing_stats(episode, start, stats, found, info, shown))
     if episode.row:
         unchanged = {key for key, place in episode.places.items() if place.recorded}
         for name, value in episode.row.items():
@@ -226,11 +226,11 @@ def _row(
 def _missing_stats(
     episode: Episode,
     start: int,
-    known: repair_stats.Stats,
+    known: Stats,
     found: Found,
     info: dict[str, Any],
     shown: dict[tuple[str, int], Shown],
-) -> repair_stats.Stats:
+) -> Stats:
     """The statistics that an episode's row has not, or not any more."""
     moved = episode.index != episode.new_index or episode.run.first_index != start
     stale = {"index", "episode_index"} if moved else set()
@@ -239,20 +239,20 @@ def _missing_stats(
         for key, feature in found.features.items()
         if feature["dtype"] not in ("string", "language") and (key not in known or key in stale)
     }
-    stats: repair_stats.Stats = {}
+    stats: Stats = {}
     if any(feature["dtype"] != "video" for feature in wanted.values()):
         rows = _rows_of(found, episode)
         rows = _replaced(rows, "index", np.arange(start, start + episode.frames))
         rows = _replaced(rows, "episode_index", np.full(episode.frames, episode.new_index))
         numbers = {**wanted, "frame_index": found.features["frame_index"]}
-        stats = repair_stats.numeric(rows, numbers, found.fps)
+        stats = numeric(rows, numbers, found.fps)
         stats = {key: stats[key] for key in wanted if key in stats}
     for key, feature in wanted.items():
         if feature["dtype"] == "video":
             where = shown[key, episode.new_index]
-            stats[key] = repair_stats.video(where.path, where.times_s, info["features"][key])
+            stats[key] = video(where.path, where.times_s, info["features"][key])
         elif feature["dtype"] == "image":
-            stats[key] = repair_stats.images(rows, key)
+            stats[key] = images(rows, key)
     return stats
 
 
@@ -282,9 +282,7 @@ def _write_tasks(found: Found, plan: Plan, out: Path) -> None:
     write_tasks(pd.DataFrame({"task_index": indices}, index=texts), out)
 
 
-def _write_totals(
-    found: Found, plan: Plan, out: Path, info: dict[str, Any], stats: list[repair_stats.Stats]
-) -> None:
+def _write_totals(found: Found, plan: Plan, out: Path, info: dict[str, Any], stats: list[Stats]) -> None:
     """Write stats.json, and info.json last: a folder without it is no dataset yet."""
     from lerobot.datasets.compute_stats import aggregate_stats
     from lerobot.datasets.io_utils import write_stats

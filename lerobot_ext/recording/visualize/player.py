@@ -1,7 +1,7 @@
 """The part of a page that moves: pictures and pads of the frame under the slider, a cursor in every chart.
 
 Everything the script needs is in the page; without it the page shows the peak of force and both kinds of curves.
-All geometry comes from `visualize_pad`, so the script only puts numbers where they belong.
+All geometry comes from `pad`, so the script only puts numbers where they belong.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_ext.recording.visualize_depth import PALETTE, DepthScale, to_png
-from lerobot_ext.recording.visualize_pad import COLORS, HEAD, HEAD_POINTS, pad_title
-from lerobot_ext.recording.visualize_pictures import EpisodePictures
+from lerobot_ext.recording.visualize.depth import PALETTE, DepthScale, to_png
+from lerobot_ext.recording.visualize.pad import COLORS, HEAD, HEAD_POINTS, pad_title
+from lerobot_ext.recording.visualize.pictures import EpisodePictures
 
 JPEG_QUALITY, FILM_QUALITY = 82, 70
 PAD_FRAMES = 2000  # positions of a pad in a page; a longer episode skips frames

@@ -1,6 +1,6 @@
 """A tactile pad as a picture: arrows for what pulls along it, discs for what presses on it, at one fixed scale.
 
-Geometry is computed here once for page, PNG and Rerun; what the numbers are is the business of `visualize_force`.
+Geometry is computed here once for page, PNG and Rerun; what the numbers are is the business of `force`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_ext.recording.visualize_chart import FAINT, INK, MARK, Canvas, SvgCanvas
-from lerobot_ext.recording.visualize_force import Pad, SensorView
+from lerobot_ext.recording.visualize.chart import FAINT, INK, MARK, Canvas, SvgCanvas
+from lerobot_ext.recording.visualize.force import Pad, SensorView
 
 SIZE, LEGEND_HEIGHT, TITLE_HEIGHT = 210.0, 46.0, 20.0  # points
 LEGEND_ARROW, LEGEND_DISC = 60.0, 9.0  # largest sizes of the two in a legend

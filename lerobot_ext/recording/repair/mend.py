@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording import repair_check, repair_files, repair_plan, repair_read, repair_write
-from lerobot_ext.recording.repair_plan import LOST, Plan
-from lerobot_ext.recording.repair_read import Found, Track
-from lerobot_ext.recording.repair_videos import LOOSE_CHUNK
+from lerobot_ext.recording.repair.check import check
+from lerobot_ext.recording.repair.files import size, take_over
+from lerobot_ext.recording.repair.plan import LOST, Plan, decide
+from lerobot_ext.recording.repair.read import Found, Track, read
+from lerobot_ext.recording.repair.videos import LOOSE_CHUNK
+from lerobot_ext.recording.repair.write import write
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,11 @@ def repair(root: Path, options: Options | None = None, track: Track = lambda ite
         if report.healthy or not plan.kept or options.dry_run:
             return report
         result = work / "result"
-        repair_write.write(found, plan, result, track)
+        write(found, plan, result, track)
         if options.check:
-            report.failures = repair_check.check(result, work / "cache", track)
+            report.failures = check(result, work / "cache", track)
             report.checked = True
-        report.bytes_after = repair_files.size(result)
+        report.bytes_after = size(result)
         if report.failures and options.in_place:
             out = _free_name(root, "repaired")
             report.notes.append("the check failed, so the damaged folder stayed in its place")
@@ -154,8 +156,8 @@ def _look(root: Path, work: Path, options: Options, track: Track) -> tuple[Found
     """Read the folder and decide; our own writer's unfinished business is brought to its end first, in a copy."""
     rebuilt = work / "rebuilt"
     rebuilt.mkdir()
-    found = repair_read.read(root, rebuilt, options.info, track)
-    plan = repair_plan.decide(found, list(options.tasks))
+    found = read(root, rebuilt, options.info, track)
+    plan = decide(found, list(options.tasks))
     if not plan.lost or not _ours(found):
         return found, plan
     from lerobot_ext.recording.recover import recover
@@ -163,10 +165,10 @@ def _look(root: Path, work: Path, options: Options, track: Track) -> tuple[Found
     copied = work / "copied"
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            repair_files.take_over(path, copied / path.relative_to(root))
+            take_over(path, copied / path.relative_to(root))
     lines = recover(copied)
-    found_now = repair_read.read(copied, rebuilt, options.info, track)
-    plan_now = repair_plan.decide(found_now, list(options.tasks))
+    found_now = read(copied, rebuilt, options.info, track)
+    plan_now = decide(found_now, list(options.tasks))
     if len(plan_now.lost) >= len(plan.lost):
         return found, plan
     plan_now.faults += [line.replace(f"{copied}", f"{root}") for line in lines]
@@ -197,7 +199,7 @@ def _report(found: Found, plan: Plan, root: Path) -> Report:
         episodes=fates,
         faults=plan.faults,
         notes=plan.notes,
-        bytes_before=repair_files.size(root),
+        bytes_before=size(root),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_ext.recording.journal import LATE, read_frames
-from lerobot_ext.recording.visualize_chart import LEFT, LEGEND, MARK, Canvas, Plot, SvgCanvas, ticks
+from lerobot_ext.recording.visualize.chart import LEFT, LEGEND, MARK, Canvas, Plot, SvgCanvas, ticks
 
 AGE, NEW, PERIOD = "ages_ms.", "new.", "period_ms"
 LOOP = "loop"  # the row of what no device is to blame for

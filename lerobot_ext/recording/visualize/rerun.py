@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording.rerun_parts import DepthPicture, PadDrawing
-from lerobot_ext.recording.visualize_episode import Curves
-from lerobot_ext.recording.visualize_force import UNKNOWN_UNIT
-from lerobot_ext.recording.visualize_pad import pad_title
-from lerobot_ext.recording.visualize_pictures import EpisodePictures, Progress
-from lerobot_ext.recording.visualize_telemetry import SERVER_PARTS, Telemetry
+from lerobot_ext.recording.visualize.episode import Curves
+from lerobot_ext.recording.visualize.force import UNKNOWN_UNIT
+from lerobot_ext.recording.visualize.pad import pad_title
+from lerobot_ext.recording.visualize.pictures import EpisodePictures, Progress
+from lerobot_ext.recording.visualize.rerun_parts import DepthPicture, PadDrawing
+from lerobot_ext.recording.visualize.telemetry import SERVER_PARTS, Telemetry
 
 JPEG_QUALITY = 85
 TIMELINE = "time"

@@ -11,8 +11,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lerobot_ext.recording.repair_read import Found
-from lerobot_ext.recording.repair_videos import LOOSE_CHUNK, VideoFile, whole_pictures
+from lerobot_ext.recording.repair.read import Found
+from lerobot_ext.recording.repair.videos import LOOSE_CHUNK, VideoFile, whole_pictures
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from lerobot_ext.errors import UserError
 from lerobot_ext.recording import parquet_footer
-from lerobot_ext.recording.repair_files import TEMP_FOLDER
-from lerobot_ext.recording.repair_videos import CHUNK_FILE, VideoFile, picture_folders, probe
+from lerobot_ext.recording.repair.files import TEMP_FOLDER
+from lerobot_ext.recording.repair.videos import CHUNK_FILE, VideoFile, picture_folders, probe
 
 ROW_COLUMNS = ("episode_index", "frame_index", "index", "task_index")
 INFO, STATS, TASKS, EPISODES = (

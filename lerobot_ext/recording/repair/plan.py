@@ -1,6 +1,6 @@
 """Decides what becomes of each episode of a damaged dataset: kept, rebuilt or lost, and why.
 
-Works on what `repair_read` found and writes nothing.
+Works on what `read` found and writes nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording.repair_places import Place, locate
-from lerobot_ext.recording.repair_read import INFO, STATS, TASKS, Found, Run
+from lerobot_ext.recording.repair.places import Place, locate
+from lerobot_ext.recording.repair.read import INFO, STATS, TASKS, Found, Run
 
 KEPT, REBUILT, LOST = "kept", "rebuilt", "lost"
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_ext.recording.visualize_depth import UNKNOWN, DepthScale
-from lerobot_ext.recording.visualize_force import Pad
-from lerobot_ext.recording.visualize_pad import (
+from lerobot_ext.recording.visualize.depth import UNKNOWN, DepthScale
+from lerobot_ext.recording.visualize.force import Pad
+from lerobot_ext.recording.visualize.pad import (
     COLORS,
     FULL_ARROW,
     FULL_DISC,
@@ -213,7 +213,7 @@ def bar_picture(scale: DepthScale) -> NDArray[np.uint8]:
     """(H, W, 3) RGB: the colour bar with its distances, for a viewer that has none of its own."""
     from PIL import Image
 
-    from lerobot_ext.recording.visualize_chart import ImageCanvas, ticks
+    from lerobot_ext.recording.visualize.chart import ImageCanvas, ticks
 
     width, long, left = 400, 340, 30
     image = Image.new("RGB", (width, 48), "white")

@@ -1,6 +1,6 @@
 """An episode as one PNG, 1200 points wide: what the page shows, as a still, for wherever a page cannot go.
 
-What there is to show is gathered in `visualize_pictures`. A first pass over the same blocks gives the height.
+What there is to show is gathered in `pictures`. A first pass over the same blocks gives the height.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_ext.recording.visualize_chart import ImageCanvas, draw_chart, ticks
-from lerobot_ext.recording.visualize_control import TITLE, control_charts, sentences, summary_line
-from lerobot_ext.recording.visualize_depth import PALETTE, UNKNOWN, DepthScale
-from lerobot_ext.recording.visualize_pad import LEGEND_HEIGHT, SIZE, PadPicture, pad_title
-from lerobot_ext.recording.visualize_pictures import NORMS, EpisodePictures, PadEpisode, Row
-from lerobot_ext.recording.visualize_strip import draw_strip, strip_height
+from lerobot_ext.recording.visualize.chart import ImageCanvas, draw_chart, ticks
+from lerobot_ext.recording.visualize.control import TITLE, control_charts, sentences, summary_line
+from lerobot_ext.recording.visualize.depth import PALETTE, UNKNOWN, DepthScale
+from lerobot_ext.recording.visualize.pad import LEGEND_HEIGHT, SIZE, PadPicture, pad_title
+from lerobot_ext.recording.visualize.pictures import NORMS, EpisodePictures, PadEpisode, Row
+from lerobot_ext.recording.visualize.strip import draw_strip, strip_height
 
 if TYPE_CHECKING:
     from PIL.Image import Image

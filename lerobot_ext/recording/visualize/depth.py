@@ -1,7 +1,7 @@
 """Depth in colours with a metric bar: one scale for page, picture and Rerun, and back from a colour to metres.
 
 The colours are Viridis from near (dark) to far (bright), as Rerun maps them; unknown pixels are grey, which Viridis
-has nowhere. Where the pictures stand is the business of `visualize_page` and `visualize_png`.
+has nowhere. Where the pictures stand is the business of `page` and `png`.
 """
 
 from __future__ import annotations

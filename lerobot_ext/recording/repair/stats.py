@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lerobot_ext.recording import repair_videos
+from lerobot_ext.recording.repair import videos
 
 Stats = dict[str, dict[str, NDArray]]
 
@@ -70,7 +70,7 @@ def video(path: Path, times_s: NDArray[np.float64], feature: dict[str, Any]) -> 
     info = feature.get("info") or {}
     wanted = times_s[sample_indices(len(times_s))]
     if not info.get("is_depth_map"):
-        frames = repair_videos.frames(path, wanted, "rgb24")
+        frames = videos.frames(path, wanted, "rgb24")
         return _of_pictures([frame.transpose(2, 0, 1) for frame in frames], 255.0)
     config = DepthEncoderConfig.from_video_info(info)
     depths = [
@@ -83,7 +83,7 @@ def video(path: Path, times_s: NDArray[np.float64], feature: dict[str, Any]) -> 
             output_unit=info.get("depth_unit") or "mm",
             output_tensor=False,
         )
-        for frame in repair_videos.frames(path, wanted, "gray12le")
+        for frame in videos.frames(path, wanted, "gray12le")
     ]
     return _of_pictures(depths, 1.0)
 

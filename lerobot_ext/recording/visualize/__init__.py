@@ -1,0 +1,1 @@
+"""An episode as a page, a picture and a Rerun recording."""
