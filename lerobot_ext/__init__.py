@@ -25,7 +25,8 @@ def register() -> None:
     import lerobot_ext.policies.remote.configuration_remote
     import lerobot_ext.robots
     import lerobot_ext.sensors  # noqa: F401
-    from lerobot_ext.recording import taring
+    from lerobot_ext.recording import depth_range, journal, provenance, taring
 
-    taring.install()
+    for part in (provenance, depth_range, taring, journal):
+        part.install()
     _registered = True

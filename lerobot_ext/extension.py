@@ -6,6 +6,7 @@ What is extended, and why, is the table in `compat`; how a name is replaced ever
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,9 +24,10 @@ class Extension:
 
     Attributes:
         module: LeRobot's module that defines it.
-        attribute: The name in that module, with a dot for a method.
+        attribute: The name in that module, with a dot for a method; `Class.__new__` for what makes instances.
         reason: Why it has to be extended; a sentence for the docs.
-        looks: The parameters (of a function) or members (of an enumeration) that it must have, in order.
+        looks: The parameters (of a function; of a class's construction for its `__new__`) or members (of an
+            enumeration) that it must have, in order.
         make: Makes the new function from the original; None for an enumeration that gains FORCE.
     """
 
@@ -58,14 +60,18 @@ class Extension:
             return
         if patching.original_of(found) is not None:
             return
-        parameters = " ".join(patching.parameters_of(found))
+        static = inspect.getattr_static(owner, name)
+        if isinstance(static, classmethod):
+            found = static.__func__
+        parameters = " ".join(patching.parameters_of(owner if name == "__new__" else found))
         if parameters != self.looks:
             raise _unsupported(f" (its {self.name} takes '{parameters}' instead of '{self.looks}')")
         wrapper = patching.wrap(found, self.make)
         if owner is module:
             patching.replace_everywhere(found, wrapper)
         else:
-            setattr(owner, name, wrapper)
+            kind = staticmethod if name == "__new__" else type(static)
+            setattr(owner, name, kind(wrapper) if kind in (classmethod, staticmethod) else wrapper)
 
     def _add_force(self, enum: Any) -> None:
         members = " ".join(member.value for member in enum)

@@ -7,7 +7,7 @@ from lerobot.cameras.zmq import ZMQCameraConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.rollout import context
 
-from lerobot_ext import compat
+from lerobot_ext.compat import loops
 from lerobot_ext.robots import SO101FollowerExtConfig
 from lerobot_ext.sensors import AnySkinConfig
 
@@ -35,7 +35,7 @@ def as_lerobot_sees_it(cfg):
     return robot, bool(cfg.rename_map)
 
 
-build = compat._build_rollout_context(as_lerobot_sees_it)
+build = loops._build_rollout_context(as_lerobot_sees_it)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""LeRobot's loops: episodes are announced, and a rollout's robot may have more than cameras."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from lerobot_ext import patching
+from lerobot_ext.extension import Extension
+from lerobot_ext.features import OBS_FORCE, VectorFeature
+
+logger = logging.getLogger(__name__)
+
+
+def _record_loop(original: Callable) -> Callable:
+    signature = patching.signature_of(original)
+
+    def record_loop(*args: Any, **kwargs: Any) -> Any:
+        from lerobot_ext.recording.episodes import episode
+
+        given = signature.bind(*args, **kwargs).arguments
+        dataset = given.get("dataset")
+        with nullcontext() if dataset is None else episode(given["robot"], dataset):
+            return original(*args, **kwargs)
+
+    return record_loop
+
+
+def _policy_loop(original: Callable) -> Callable:
+    signature = patching.signature_of(original)
+
+    def _policy_loop(self: Any, ctx: Any, robot: Any, *args: Any, **kwargs: Any) -> Any:
+        from lerobot_ext.recording.episodes import episode
+
+        given = signature.bind(self, ctx, robot, *args, **kwargs).arguments
+        dataset, events = given["dataset"], given["events"]
+        # An asynchronous engine runs by now and holds the last episode's last observation: actions computed from
+        # it while the sensors are tared would be the first ones of this episode.
+        engine = self._engine
+        engine.pause()
+        with episode(getattr(robot, "inner", robot), dataset):
+            engine.notify_observation(None)
+            engine.reset()
+            if hasattr(engine, "start_episode"):
+                engine.start_episode(dataset.num_episodes)
+            engine.resume()
+            try:
+                result = original(self, ctx, robot, *args, **kwargs)
+            finally:
+                if hasattr(engine, "end_episode"):
+                    engine.end_episode()
+        if dataset is not None and not dataset.has_pending_frames():
+            _discard_empty_episode(ctx, events)
+        return result
+
+    return _policy_loop
+
+
+def _discard_empty_episode(ctx: Any, events: dict) -> None:
+    """Spare the run LeRobot's attempt to save an episode without frames, which is an error that ends it."""
+    events["rerecord_episode"] = True
+    if ctx.runtime.shutdown_event.is_set():
+        events["stop_recording"] = True
+    else:
+        logger.warning("no action was sent in this episode, so nothing was recorded; it is recorded again")
+
+
+def _build_rollout_context(original: Callable) -> Callable:
+    def build_rollout_context(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        from lerobot.rollout import context
+
+        # LeRobot takes every tuple among the robot's features for a camera and compares these with the policy's
+        # images. With a vector among them the comparison is made here, and before anything is connected.
+        make_robot, rename_map = context.make_robot_from_config, cfg.rename_map
+        context.make_robot_from_config = partial(_make_checked_robot, make_robot, cfg)
+        try:
+            return original(cfg, *args, **kwargs)
+        finally:
+            context.make_robot_from_config, cfg.rename_map = make_robot, rename_map
+
+    return build_rollout_context
+
+
+def _make_checked_robot(make_robot: Callable, cfg: Any, robot_cfg: Any) -> Any:
+    robot = make_robot(robot_cfg)
+    features = robot.observation_features
+    if cfg.rename_map or not any(isinstance(value, VectorFeature) for value in features.values()):
+        return robot
+    provided = {
+        f"observation.images.{key}"
+        for key, value in features.items()
+        if isinstance(value, tuple) and not isinstance(value, VectorFeature)
+    }
+    expected = {key for key, feature in cfg.policy.input_features.items() if feature.type.value == "VISUAL"}
+    if not (expected <= provided or provided <= expected):
+        raise ValueError(
+            f"the policy expects the images {sorted(expected)}, the robot gives {sorted(provided)}; name the robot's "
+            "cameras as they were named in training, or map them with --rename_map."
+        )
+    # Any map, also one that renames nothing, turns LeRobot's own check off.
+    cfg.rename_map = {OBS_FORCE: OBS_FORCE}
+    return robot
+
+
+EXTENSIONS = (
+    Extension(
+        "lerobot.scripts.lerobot_record",
+        "record_loop",
+        "Does not announce episodes: sensors are tared before one that is recorded.",
+        "robot events fps teleop_action_processor robot_action_processor "
+        "robot_observation_processor dataset teleop control_time_s single_task display_data "
+        "display_mode display_compressed_images",
+        _record_loop,
+    ),
+    Extension(
+        "lerobot.rollout.strategies.episodic",
+        "EpisodicStrategy._policy_loop",
+        "Does not announce episodes: sensors are tared before one, while the policy waits. One without a frame is "
+        "recorded again, where saving it would end the run.",
+        "self ctx robot events features fps control_time_s dataset single_task",
+        _policy_loop,
+    ),
+    Extension(
+        "lerobot.rollout.context",
+        "build_rollout_context",
+        "Takes every tuple of the robot's features for a camera when it compares them with the policy's images.",
+        "cfg shutdown_event teleop_action_processor robot_action_processor robot_observation_processor",
+        _build_rollout_context,
+    ),
+)
