@@ -376,5 +376,5 @@ class DurableWriter(DatasetWriter):
             self.cancel_pending_videos()
             if not self._finalized:
                 self.stop_image_writer()
-        except Exception:  # noqa: S110  (nobody is left to hear of it)
-            pass
+        except Exception:
+            pass  # nobody is left to hear of it

@@ -3,8 +3,8 @@
 Two processes import LeRobot once, one with this plugin and one without; each recording runs in a fork of one of them
 and is killed at a random moment between its start and its end (frames, encoding, saving, finishing). The folder is
 then opened by LeRobot alone, without anything being repaired, and every frame of every episode is compared with what
-was recorded. Save times are taken in turns, an episode stock, an episode ours, with frames at the rate of the recording and encoders that
-have caught up, as they do while the scene is reset.
+was recorded. Save times are taken in turns, an episode stock, an episode ours, with frames at the rate of the
+recording and encoders that have caught up, as they do while the scene is reset.
 """
 
 from __future__ import annotations
