@@ -110,7 +110,7 @@ class PatientBus(FeetechMotorsBus):
         port.setPacketTimeout = set_packet_timeout
 
     def _hear(self, packet: list[int]) -> None:
-        id_, error = packet[2], packet[4]
+        id_, error = packet[2], packet[4]  # the shortest packet has six bytes
         self._heard[id_] = packet
         self.errors.note(id_, error)
 
@@ -207,7 +207,9 @@ class PatientBus(FeetechMotorsBus):
         id_, found = self._get_motor_id(motor), {}
 
         def attempt() -> bool:
-            found["model"], found["comm"], _ = self.packet_handler.ping(self.port_handler, id_)
+            found["comm"] = self._corrupt
+            with contextlib.suppress(IndexError):  # as in `_read`
+                found["model"], found["comm"], _ = self.packet_handler.ping(self.port_handler, id_)
             return self._is_comm_success(found["comm"])
 
         if self._attempts(num_retry, attempt):
