@@ -1,4 +1,4 @@
-"""Devices: what would take the process down."""
+"""Devices: what would take the process down, or end a recording for one packet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lerobot_ext.extension import Extension
+
+LEADER_RETRIES = 3
 
 
 def _stop_read_thread(original: Callable) -> Callable:
@@ -27,6 +29,16 @@ def _cleanup(original: Callable) -> Callable:
     return _cleanup
 
 
+def _patient_leader(original: Callable) -> Callable:
+    def __init__(self: Any, config: Any) -> None:  # noqa: N807
+        from lerobot_ext.robots.patient_bus import PatientBus
+
+        original(self, config)
+        self.bus = PatientBus.like(self.bus, LEADER_RETRIES)
+
+    return __init__
+
+
 EXTENSIONS = (
     Extension(
         "lerobot.cameras.zmq.camera_zmq",
@@ -41,5 +53,12 @@ EXTENSIONS = (
         "Closes the socket under the thread that reads it when connecting fails, which aborts the process.",
         "self",
         _cleanup,
+    ),
+    Extension(
+        "lerobot.teleoperators.so_leader.so_leader",
+        "SOLeader.__init__",
+        "Lets one lost packet while connecting end the recording: its bus is as patient as the follower's.",
+        "self config",
+        _patient_leader,
     ),
 )

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from lerobot.cameras.zmq import ZMQCameraConfig
 from lerobot.robots import make_robot_from_config
+from lerobot.teleoperators import make_teleoperator_from_config
+from lerobot.teleoperators.so_leader import SO101LeaderConfig
 
 import lerobot_ext
 from lerobot_ext.cameras import RealSenseRGBDCameraConfig
@@ -124,3 +126,18 @@ def test_lerobots_own_camera_that_stops_is_waited_for_and_then_goes_on(lab, make
         time.sleep(0.02)
     assert waited == 1 and time.perf_counter() - before > 0.2
     assert robot.last_report.ages_ms["wrist"] < 500
+
+
+def test_lerobots_own_leader_connects_and_is_read_over_a_line_that_loses_packets(lab):
+    config = SO101LeaderConfig(port=str(lab.leader), id="leader", calibration_dir=lab.calibration)
+    leader = make_teleoperator_from_config(config)
+    lab.client.fault("leader", "drop:0.05")
+    try:
+        leader.connect(calibrate=False)
+        for _ in range(50):
+            assert len(leader.get_action()) == 6
+        assert leader.bus.retries > 0
+    finally:
+        lab.client.fault("leader")
+        if leader.is_connected:
+            leader.disconnect()
