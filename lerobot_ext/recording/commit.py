@@ -35,9 +35,10 @@ from lerobot.datasets.video_utils import get_video_info
 from lerobot.utils.utils import flatten_dict
 
 from lerobot_ext.recording import tables
-from lerobot_ext.recording.consolidate import LOOSE_CHUNK, count_frames, read_episodes
+from lerobot_ext.recording.consolidate import count_frames, read_episodes
 from lerobot_ext.recording.encoding import EncoderFailedError
 from lerobot_ext.recording.files import Staging, json_bytes
+from lerobot_ext.recording.tables import LOOSE_CHUNK
 
 DATA_TAIL_BYTES = 32 * 2**20
 """A data file is copied with each episode; one that is larger than this is left alone, and a new one is begun."""

@@ -23,11 +23,9 @@ from lerobot.datasets.utils import DatasetInfo, update_chunk_file_indices
 
 from lerobot_ext.recording import disk, tables
 from lerobot_ext.recording.files import Staging, remove
+from lerobot_ext.recording.tables import LOOSE_CHUNK
 
 logger = logging.getLogger(__name__)
-
-LOOSE_CHUNK = 900
-"""Chunks from here on hold loose videos; LeRobot's own begin at 0 and hold a thousand files each."""
 
 PROGRESS_BYTES = 200 * 2**20
 MAX_DELAY_FRAMES = 16  # of H.264 and HEVC

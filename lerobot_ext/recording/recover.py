@@ -17,9 +17,10 @@ from lerobot.datasets.io_utils import load_info, load_stats, write_stats
 from lerobot.datasets.utils import INFO_PATH, DatasetInfo
 
 from lerobot_ext.recording import lock, tables
-from lerobot_ext.recording.consolidate import LOOSE_CHUNK, episode_files, place_of, read_episodes
+from lerobot_ext.recording.consolidate import episode_files, place_of, read_episodes
 from lerobot_ext.recording.disk import megabytes
 from lerobot_ext.recording.files import remove, replace_bytes, replace_json, replacing, temp_files
+from lerobot_ext.recording.tables import LOOSE_CHUNK
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 
 MAGIC = b"PAR1"
 
+LOOSE_CHUNK = 900
+"""Chunks from here on hold loose videos, one file an episode; LeRobot's own begin at 0 and hold a thousand files each."""
+
 
 class _Behind:
     """The end of a file as something to write to: the first `skip` bytes are already there and are swallowed.

@@ -1,5 +1,6 @@
 """An FT 300 on a pseudo-terminal and a Net F/T on a UDP port, each fed by a thread of the test."""
 
+import abc
 import tempfile
 import threading
 import time
@@ -14,7 +15,7 @@ from lerobot_ext.virtual.netft import NetFTServer
 from lerobot_ext.virtual.terminal import Terminal
 
 
-class Bench:
+class Bench(abc.ABC):
     """Ticks a virtual device a hundred times a second.
 
     Attributes:
@@ -33,8 +34,9 @@ class Bench:
     def start(self) -> None:
         self._thread.start()
 
+    @abc.abstractmethod
     def tick(self, force: np.ndarray) -> None:
-        raise NotImplementedError
+        """Let the device go on by a hundredth of a second under `force`."""
 
     def _run(self) -> None:
         while not self._stop.wait(0.01):

@@ -17,8 +17,8 @@ from lerobot_ext.recording.repair.check import check
 from lerobot_ext.recording.repair.files import size, take_over
 from lerobot_ext.recording.repair.plan import LOST, Plan, decide
 from lerobot_ext.recording.repair.read import Found, Track, read
-from lerobot_ext.recording.repair.videos import LOOSE_CHUNK
 from lerobot_ext.recording.repair.write import write
+from lerobot_ext.recording.tables import LOOSE_CHUNK
 
 
 @dataclass(frozen=True)

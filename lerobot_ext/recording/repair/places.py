@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_ext.recording.repair.read import Found
-from lerobot_ext.recording.repair.videos import LOOSE_CHUNK, VideoFile, whole_pictures
+from lerobot_ext.recording.repair.videos import VideoFile, whole_pictures
+from lerobot_ext.recording.tables import LOOSE_CHUNK
 
 
 @dataclass(frozen=True)

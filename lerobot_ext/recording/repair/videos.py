@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from lerobot_ext.recording.repair.av1 import order_hint
 
 CHUNK_FILE = re.compile(r"chunk-(\d+)/file-(\d+)\.[a-z0-9]+$")
-LOOSE_CHUNK = 900  # our writer's videos of single episodes: chunk-900/file-<episode>
 X264_START = bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef")  # x264 signs the first packet of an encoding
 SEEK_FRAMES = 12  # decoding on is cheaper than seeking for so many frames
 

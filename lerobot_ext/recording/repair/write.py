@@ -18,7 +18,8 @@ from lerobot_ext.recording.repair.places import Place
 from lerobot_ext.recording.repair.plan import KEPT, Episode, Plan
 from lerobot_ext.recording.repair.read import EPISODES, INFO, STATS, TASKS, Found, Track
 from lerobot_ext.recording.repair.stats import Stats, from_columns, images, numeric, to_columns, video
-from lerobot_ext.recording.repair.videos import LOOSE_CHUNK, copy_whole_frames, probe
+from lerobot_ext.recording.repair.videos import copy_whole_frames, probe
+from lerobot_ext.recording.tables import LOOSE_CHUNK
 
 
 @dataclass(frozen=True)
