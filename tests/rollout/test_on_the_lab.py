@@ -100,7 +100,8 @@ def test_engine_async(rollout, tmp_path):
     timesteps = [tick["timestep"] for tick in of["tick"]]
     assert timesteps == sorted(timesteps) and timesteps[-1] == end["ticks"] - end["starved"] > 10
     for chunk in of["chunk"]:
-        assert chunk["delay"] == chunk["arrived"] - chunk["timestep"] == chunk["trimmed"] < 10
+        assert chunk["delay"] == chunk["arrived"] - chunk["timestep"]
+        assert chunk["trimmed"] == min(chunk["delay"], 10)
         assert chunk["round_trip_s"] > chunk["infer_s"] > 0 and chunk["sent_bytes"] > 0
     assert any(request["forecast"] > 0 for request in of["request"])
     # LeRobot makes two of each action, except of the first.
