@@ -1,14 +1,32 @@
 """No test talks to the hub; MuJoCo renders in software; small real checkpoints and a real server for whoever asks."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that runs us in the background has SIGINT ignored, which every process that a test starts would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if not os.environ.get("DISPLAY"):
     os.environ.setdefault("MUJOCO_GL", "osmesa")
+
+
+@pytest.fixture
+def unhurried_bus(monkeypatch):
+    """LeRobot's own bus waits 50 ms for an answer and asks once: a test machine may stand still for longer."""
+    from lerobot.motors.feetech import feetech
+
+    hurried = feetech.patch_setPacketTimeout
+
+    def unhurried(self, packet_length):
+        hurried(self, packet_length)
+        self.packet_timeout += 500
+
+    monkeypatch.setattr(feetech, "patch_setPacketTimeout", unhurried)
 
 
 @pytest.fixture(scope="session")

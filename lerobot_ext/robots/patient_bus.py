@@ -35,6 +35,7 @@ PORT_GONE = "arm on {port}: the port failed ({error})"
 SHORTEST_PATIENCE_MS, FULL_PATIENCE_MS = 10.0, 50.0
 QUIET_S = 0.001  # nothing for so long: the servos have finished talking; a byte takes 10 us
 LONGEST_TALK_S = 0.01
+CONNECT_RETRIES = 9  # half a second for each servo; nobody waits for a control step while the arm connects
 STATUS_BYTES = 6  # of a status packet without data: header (2), id, length, error, checksum
 
 
@@ -201,6 +202,14 @@ class PatientBus(FeetechMotorsBus):
         return NoAnswerError(f"{err_msg} {self.packet_handler.getTxRxResult(comm)}".strip(), ids)
 
     # LeRobot's instructions.
+
+    def connect(self, handshake: bool = True) -> None:
+        """See LeRobot; with more patience than later."""
+        usual, self.num_retries = self.num_retries, max(self.num_retries, CONNECT_RETRIES)
+        try:
+            super().connect(handshake)
+        finally:
+            self.num_retries = usual
 
     def ping(self, motor: NameOrID, num_retry: int = 0, raise_on_error: bool = False) -> int | None:
         """See LeRobot; a servo that reports an error about itself has answered."""

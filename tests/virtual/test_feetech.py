@@ -20,7 +20,7 @@ STILL = np.zeros(6)
 
 
 @pytest.fixture
-def plug(tmp_path):
+def plug(tmp_path, unhurried_bus):
     """A function that puts servos behind a port: (bus of the lab, bus of LeRobot, port)."""
     closers = []
 

@@ -22,6 +22,8 @@ from lerobot_ext.virtual.directory import LabDirectory
 from lerobot_ext.virtual.lab import LabConfig
 from lerobot_ext.virtual.testing import free_port, running_lab
 
+pytestmark = pytest.mark.usefixtures("unhurried_bus")
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
