@@ -25,8 +25,8 @@ def register() -> None:
     import lerobot_ext.policies.remote.configuration_remote
     import lerobot_ext.robots
     import lerobot_ext.sensors  # noqa: F401
-    from lerobot_ext.recording import depth_range, journal, provenance, taring
+    from lerobot_ext.recording import depth_range, journal, provenance, taring, tips
 
-    for part in (provenance, depth_range, taring, journal):
+    for part in (provenance, depth_range, tips, taring, journal):
         part.install()
     _registered = True

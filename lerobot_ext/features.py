@@ -1,4 +1,4 @@
-"""Names and shapes of what we add to LeRobot's features: force, and observations that are vectors.
+"""Names and shapes of what we add to LeRobot's features: force, observations that are vectors, the language tip.
 
 Nothing here touches LeRobot; `compat` teaches LeRobot to accept these.
 """
@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 FORCE = "force"
 OBS_FORCE = "observation.force"
+TIP = "language_tip"
+"""Dataset column (string, one value an episode) that holds the language tip; "" where none was given."""
 
 
 class VectorFeature(tuple):

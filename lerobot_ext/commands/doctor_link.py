@@ -144,10 +144,11 @@ def look_at_policy(visit: Visit) -> Finding:
     """What is served."""
     welcome = visit.welcome
     rtc = "with" if welcome.supports_rtc else "without"
+    tip = ", takes a language tip" if welcome.takes_tip else ""
     return Finding(
         OK,
         f"{welcome.policy_type} wants {listed(welcome.inputs)}; gives chunks of {welcome.chunk_size} actions of "
-        f"{welcome.action_dim}, {rtc} RTC",
+        f"{welcome.action_dim}, {rtc} RTC{tip}",
         figures={"policy_type": welcome.policy_type, "chunk_size": welcome.chunk_size},
     )
 

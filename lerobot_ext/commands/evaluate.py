@@ -26,8 +26,9 @@ from lerobot.rollout.configs import (  # noqa: E402
 from lerobot.scripts.lerobot_rollout import rollout  # noqa: E402
 
 from lerobot_ext.commands import config as config_files  # noqa: E402
-from lerobot_ext.commands import record, session  # noqa: E402
+from lerobot_ext.commands import record, session, tip_option  # noqa: E402
 from lerobot_ext.errors import UserError  # noqa: E402
+from lerobot_ext.recording.tips import tips  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ Runs a policy on the robot with LeRobot's rollout, records every episode, and sh
   --inference.type=async  chunks are asked for while the arm moves (the default here); sync: the arm waits for each
   --inference.merge=NAME  how a new chunk follows the old one: auto, rtc, aggregate, append
   --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
+  --dataset.language_tip=TEXT  how the task is to be done, for a policy that was trained on language tips
   --visualize=false       no pages at the end
   --robot.port=PORT ...   any key of the YAML can be given here too
 {session.HELP}
@@ -99,7 +101,10 @@ def main(argv: list[str]) -> int | None:
         print(HELP)
         return 0 if argv else 2
     words, extras = session.take_extras(argv)
+    words, tip = tip_option.take_option(words)
     data, source = record.merged_config(words)
+    plan = tip_option.take(data, tip, source)
+    tip_option.one(plan)
     config_files.check_keys(EvaluateConfig, data, source)
     if not data.get("policy"):
         raise UserError(f"{source}: evaluation needs a policy; add `policy: {{path: CHECKPOINT}}`.")
@@ -114,10 +119,11 @@ def main(argv: list[str]) -> int | None:
     cfg = parse(data)
     if cfg.policy.type == "remote":
         check_server(cfg)
-    if cfg.dataset is not None:
-        session.prepare(cfg.robot, cfg.dataset, root, bool(data.get("resume")), extras)
-    with session.session(root, extras, again=record.again("evaluate", argv)):
-        rollout.__wrapped__(cfg)
+    with tips.session(plan):
+        if cfg.dataset is not None:
+            session.prepare(cfg.robot, cfg.dataset, root, bool(data.get("resume")), extras)
+        with session.session(root, extras, again=record.again("evaluate", argv)):
+            rollout.__wrapped__(cfg)
     if cfg.visualize and root is not None and root.exists():
         show(root)
     return 0

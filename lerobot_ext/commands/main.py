@@ -16,6 +16,7 @@ COMMANDS = {
     "keys": "make the keys with which a server and its robots know one another",
     "doctor": "find ports and cameras and say what is wrong; check the way to a server, or a checkpoint",
     "evaluate": "run a policy on the robot, local or remote, and record what happens",
+    "tip": "list, set or change the language tips of recorded episodes",
     "repair": "mend a dataset that a crash left behind, on a copy",
     "visualize": "show an episode: pictures, depth and force curves",
 }

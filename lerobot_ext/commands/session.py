@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.recording import disk, episodes
+from lerobot_ext.recording import disk, episodes, tips
 from lerobot_ext.recording.recover import recover
 from lerobot_ext.recording.summary import render, summarize
 from lerobot_ext.recording.taring import PATIENCE_S, taring
@@ -97,7 +97,7 @@ def prepare(robot: Any, dataset: Any, root: Path | None, resume: bool, extras: E
 
     Raises:
         DiskSpaceError, NotWritableError: There is no room for an episode, or no right to write.
-        UserError: The bags have no camera or no place.
+        UserError: The bags have no camera or no place, or the dataset cannot hold the language tips.
     """
     if extras.bags:
         with_bags(robot.cameras, root)
@@ -106,6 +106,8 @@ def prepare(robot: Any, dataset: Any, root: Path | None, resume: bool, extras: E
     if resume:
         for line in recover(root):
             print(line)
+        if tips.tips.plan is not None:
+            tips.check_column(json.loads((root / "meta" / "info.json").read_text())["features"], root)
     disk.check_writable(root)
     features = features_of(robot)
     if features is None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lerobot_ext.features import OBS_FORCE
-from lerobot_ext.recording import journal
+from lerobot_ext.recording import journal, tips
 from lerobot_ext.recording.journal import EpisodeRecord
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Summary:
         fps: Its frames per second.
         lengths: Frames of each of these episodes, by its index.
         records: What the journal knows of them, by index; one may be missing.
+        tips: Language tip of each of these episodes, by its index; empty for a dataset without tips.
         total_episodes: Episodes in the dataset, with those before.
         units: Unit of each force sensor, by its name, where it is known.
         size_bytes: Of everything in the folder.
@@ -46,6 +48,7 @@ class Summary:
     fps: int
     lengths: dict[int, int]
     records: dict[int, EpisodeRecord] = field(default_factory=dict)
+    tips: dict[int, str] = field(default_factory=dict)
     total_episodes: int = 0
     units: dict[str, str] = field(default_factory=dict)
     size_bytes: int = 0
@@ -103,6 +106,7 @@ def summarize(root: str | Path, first: int = 0) -> Summary:
         fps=info["fps"],
         lengths={index: length for index, length in _lengths(root).items() if index >= first},
         records={record.episode: record for record in journal.read(root) if record.episode >= first},
+        tips={index: tip for index, tip in tips.read(root).items() if index >= first},
         total_episodes=info["total_episodes"],
         units={name: _unit(sensor.get("unit")) for name, sensor in sensors.items()},
         size_bytes=sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
@@ -128,10 +132,13 @@ def render(summary: Summary) -> RenderableType:
         columns = _columns(summary)
         for name in ("episode", "frames", *columns):
             each.add_column(name, justify="right")
+        if summary.tips:
+            each.add_column("language tip", overflow="fold", min_width=12)
         for index, length in summary.lengths.items():
             record = summary.records.get(index)
             cells = [UNKNOWN if record is None else cell(record) for cell in columns.values()]
-            each.add_row(str(index), str(length), *cells)
+            tip = [Text(summary.tips.get(index) or UNKNOWN)] if summary.tips else []
+            each.add_row(str(index), str(length), *cells, *tip)
         parts.append(each)
     return Group(*parts)
 
@@ -141,6 +148,9 @@ def _rows(summary: Summary) -> Iterable[tuple[str, str]]:
     before = summary.total_episodes - new
     yield "episodes", f"{new}" + (f" (and {before} from before)" if before else "")
     yield "frames", f"{summary.frames} ({summary.frames / summary.fps:.1f} s at {summary.fps} fps)"
+    if summary.tips:
+        numbers = Counter(summary.tips.values())
+        yield "language tips", ", ".join(f"{tips.shown(tip)} {count}" for tip, count in numbers.items())
     if summary.records:
         known = sum(record.frames for record in summary.records.values())
         late = sum(record.late for record in summary.records.values())

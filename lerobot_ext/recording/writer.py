@@ -22,7 +22,8 @@ from lerobot.datasets.dataset_writer import DatasetWriter, _encode_video_worker
 from lerobot.datasets.feature_utils import validate_episode_buffer
 from lerobot.datasets.io_utils import load_episodes
 
-from lerobot_ext.recording import disk, episodes, lock
+from lerobot_ext.features import TIP
+from lerobot_ext.recording import disk, episodes, lock, tips
 from lerobot_ext.recording.commit import Commit, Tails
 from lerobot_ext.recording.consolidate import consolidate, loose_videos, read_episodes
 from lerobot_ext.recording.disk import DiskSpaceError, SpaceWatch
@@ -47,6 +48,7 @@ class DurableWriter(DatasetWriter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pid = os.getpid()
+        tips.check_column(self._meta.features, self._root)
         if self._batch_encoding_size > 1:
             logger.warning(
                 "video_encoding_batch_size=%d is taken as 1: episodes whose videos are not made yet would be lost "
@@ -95,7 +97,7 @@ class DurableWriter(DatasetWriter):
     # --- frames ---
 
     def add_frame(self, frame: dict) -> None:
-        """Add a frame to the episode; see LeRobot.
+        """Add a frame to the episode; see LeRobot. The language tip may be left out: the session's is recorded.
 
         Raises:
             DiskSpaceError: At the first frame, an episode may not fit on the disk. Later, the disk has become nearly
@@ -111,14 +113,17 @@ class DurableWriter(DatasetWriter):
             self._space.before_episode()
         elif reason := self._space.running_out(size):
             self._end_early(reason, size)
+        filled = tips.fill(frame, self._meta.features, self._meta.total_episodes)
         try:
-            super().add_frame(frame)
+            super().add_frame(filled)
         except BaseException as error:
             if self.episode_buffer and len(self.episode_buffer["timestamp"]) != size:
                 self._spoiled = f"frame {size} could not be recorded ({error})"
                 if is_disk_full(error):
                     raise self._disk_full(error) from error
             raise
+        if filled is not frame and (column := self.episode_buffer[TIP])[0] != filled[TIP]:
+            column[:] = [filled[TIP]] * len(column)  # it was chosen anew: an episode has one
         self._announce("frame", episodes.frame_added)
 
     def _end_early(self, reason: str, size: int) -> None:

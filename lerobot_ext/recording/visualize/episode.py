@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.features import OBS_FORCE
+from lerobot_ext.features import OBS_FORCE, TIP
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -82,6 +82,7 @@ class EpisodeView:
 
     Attributes:
         task: The task's text.
+        tip: The language tip, "" for none.
         fps: Frames per second.
         times_s: (frames,) seconds from the episode's start.
         state: Joint state, or None; action and force likewise.
@@ -114,9 +115,15 @@ class EpisodeView:
         self.depth_keys = [key for key in dataset.meta.camera_keys if key in depth]
         tasks = dataset.meta.tasks
         self.task = str(tasks.iloc[int(_column(part, "task_index")[0])].name)
+        self.tip = str(part[0][TIP] or "") if TIP in dataset.meta.features else ""
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def told(self) -> str:
+        """The task and, if there is one, its tip, for a heading."""
+        return f"{self.task} · tip: {self.tip}" if self.tip else self.task
 
     def _curves(self, table, key: str) -> Curves | None:
         feature = self.dataset.meta.features.get(key)

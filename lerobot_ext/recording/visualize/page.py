@@ -69,7 +69,7 @@ def render_body(pictures: EpisodePictures) -> str:
     view = pictures.view
     parts = [
         f"<h1>{escape(pictures.title)}</h1>",
-        f'<p class="facts">task: <b>{escape(view.task)}</b> · {escape(pictures.facts())}</p>',
+        f'<p class="facts">task: <b>{escape(view.told)}</b> · {escape(pictures.facts())}</p>',
         player_html(pictures),
         f'<p class="note">{escape(pictures.report_line())}</p>',
     ]

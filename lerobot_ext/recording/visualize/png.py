@@ -108,7 +108,7 @@ def _blocks(pictures: EpisodePictures) -> list[Block]:
 def _head(pictures: EpisodePictures) -> Block:
     def draw(sheet: Sheet, y: float) -> None:
         sheet.canvas.text(MARGIN, y + 30, pictures.title.replace(" ·", ","), 17)
-        sheet.canvas.text(MARGIN, y + 50, f"task: {pictures.view.task}  ({pictures.facts()})", 12)
+        sheet.canvas.text(MARGIN, y + 50, f"task: {pictures.view.told}  ({pictures.facts()})", 12)
 
     return Block(62, draw)
 

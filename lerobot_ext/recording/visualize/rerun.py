@@ -80,7 +80,7 @@ def write_rrd(pictures: EpisodePictures, path: Path, progress: Progress = iter) 
     )
     with recording:
         recording.save(path, default_blueprint=blueprint)
-        lines = [view.task, pictures.facts(), *pictures.force_notes(), pictures.report_line()]
+        lines = [view.told, pictures.facts(), *pictures.force_notes(), pictures.report_line()]
         recording.log("task", rr.TextDocument("\n\n".join(lines)), static=True)
         for name, (_, found) in curves.items():
             _send_curves(recording, name, found, view.times_s, np.arange(len(view)))
