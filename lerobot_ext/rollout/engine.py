@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from lerobot_ext.rollout.config import AsyncInferenceConfig
 from lerobot_ext.rollout.episode import EpisodeLog
 from lerobot_ext.rollout.forecast import DelayForecast
 from lerobot_ext.rollout.merge import merge_rule, replace
+from lerobot_ext.rollout.observations import RecentObservations
 from lerobot_ext.rollout.queue import ActionQueue
 from lerobot_ext.rollout.recovery import Recovery
 from lerobot_ext.rollout.sources import Answer, Request, Source
@@ -120,7 +120,7 @@ class AsyncInferenceEngine(InferenceEngine):
         self._length: int | None = None  # of the last chunk
         self._in_flight: dict[int, _Job] = {}
         self._episode: int | None = None
-        self._history: deque[Mapping[str, Any]] = deque(maxlen=source.n_obs_steps)
+        self._history = RecentObservations(source.n_obs_steps, source.windows)
         self._forget_episode()
 
     @property
@@ -223,7 +223,7 @@ class AsyncInferenceEngine(InferenceEngine):
             if not self._log.is_open:
                 self._open_episode(obs)
             self._observations += 1
-            self._history.append(obs)
+            self._history.add(obs)
             ticks = self._log.counts.ticks
             self._observation = _Observation(self._observations, self._queue.executed, ticks)
             self._wake.notify_all()

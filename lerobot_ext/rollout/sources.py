@@ -23,6 +23,7 @@ from lerobot.utils.feature_utils import build_dataset_frame
 
 from lerobot_ext.rollout.guidance import Guidance, guided, supports_guidance
 from lerobot_ext.rollout.merge import Actions
+from lerobot_ext.rollout.observations import vector_history
 from simplify_work.wire.messages import Rtc
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ class Request:
     """What a chunk is asked for with.
 
     Attributes:
-        observations: Processed observations of the robot, one control step apart, the newest last.
+        observations: Processed observations of the robot, one control step apart, the newest last; vectors that the
+            source has `windows` of are such.
         rtc: How to continue `left_over`; None without RTC.
         left_over: (n, width) float32, the model's units, row 0 for the newest observation's timestep.
         planned: (n, dim) float32, the same rows in the robot's units.
@@ -66,12 +68,14 @@ class Source(Protocol):
     Attributes:
         chunk_size: Actions in a chunk, as far as known before the first.
         n_obs_steps: How many observations `infer` wants, at most.
+        windows: Of which vectors `infer` wants the last samples, (n, size), by the robot's names, and how many.
         supports_rtc: Whether a request may have `rtc`.
         patience_s: How long a call may take before it fails by itself; None if there is no such limit.
     """
 
     chunk_size: int | None
     n_obs_steps: int
+    windows: Mapping[str, int]
     supports_rtc: bool
     patience_s: float | None
 
@@ -116,6 +120,7 @@ class LocalSource:
         self._lock = threading.Lock()
         self.chunk_size = getattr(policy.config, "chunk_size", None)
         self.n_obs_steps = getattr(policy.config, "n_obs_steps", None) or 1
+        self.windows = vector_history(policy, preprocessor)
         self.supports_rtc = supports_guidance(policy)
         self._relative = _step(preprocessor, RelativeActionsProcessorStep)
         if self._relative is not None and not self._relative.enabled:
@@ -201,6 +206,7 @@ class RemoteSource:
         self._policy, self._features, self._task = policy, features, task
         self.chunk_size = policy.welcome.chunk_size or None
         self.n_obs_steps = policy.welcome.n_obs_steps
+        self.windows = vector_history(policy, None)
         self.supports_rtc = bool(policy.supports_rtc())
         self.patience_s = policy.config.timeout_s
         self._lock = threading.Lock() if self.n_obs_steps > 1 else nullcontext()

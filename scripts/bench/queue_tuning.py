@@ -93,7 +93,7 @@ def measured_latency(address: str, keys: str | None, count: int) -> tuple[list[f
 
     with PolicyClient(address, keys=keys, name="queue_tuning") as client:
         welcome = client.connect()
-        shapes = {spec.name: (tuple(spec.shape), np.dtype(spec.dtypes[0])) for spec in welcome.inputs}
+        shapes = {spec.name: (tuple(spec.sent.shape), np.dtype(spec.dtypes[0])) for spec in welcome.inputs}
         steps = () if welcome.n_obs_steps == 1 else (1,)
         arrays = {name: _plausible(steps + shape, dtype) for name, (shape, dtype) in shapes.items()}
         seconds = []

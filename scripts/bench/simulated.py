@@ -110,6 +110,7 @@ class _Source:
     """Makes chunks; an answer leaves when simulated time has come. Appends to each action whose it is."""
 
     n_obs_steps = 1
+    windows: dict[str, int] = {}
     supports_rtc = True
     patience_s = None
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from simplify_work.wire.errors import FeatureMismatch
-from simplify_work.wire.features import FeatureSpec, check_features, describe
+from simplify_work.wire.features import FeatureSpec, check_observation
 
 # Pixels looked at to tell whether a float picture was uint8; prime, so that no row or column pattern hides others.
 _STRIDE = 101
@@ -31,14 +31,15 @@ def observation_from_batch(
         policy: What to call the policy in a message.
 
     Returns:
-        Arrays as they go on the wire: pictures (H, W, 3), depth (H, W, 1), vectors (n,).
+        Arrays as they go on the wire: pictures (H, W, 3), depth (H, W, 1), vectors (n,); of a vector with a history
+        the window (history, n) if the batch has it, else the one sample (n,).
 
     Raises:
         FeatureMismatch: If something wanted is missing or has another shape.
     """
     inputs = tuple(inputs)
     found = {spec.name: _array(batch[spec.name], spec) for spec in inputs if spec.name in batch}
-    check_features(inputs, describe(found), policy)
+    check_observation(inputs, found, policy)
     return found
 
 
@@ -73,7 +74,7 @@ def _array(value: Any, spec: FeatureSpec) -> np.ndarray:
         value = value.detach().cpu().numpy()
     array = np.asarray(value)
     if spec.kind == "vector":
-        if array.ndim == 2 and len(array) == 1:
+        if array.ndim in (2, 3) and len(array) == 1:
             array = array[0]
         return array.astype(np.float32, copy=False)
     if array.ndim == 4 and len(array) == 1:

@@ -46,14 +46,15 @@ def example_observation(
         n_obs_steps: Of the Welcome; above 1, each array has a leading axis of one observation.
 
     Returns:
-        Images (H, W, 3) uint8 and depth (H, W, 1) uint16 millimetres, by structure and noise; vectors (n,) of zeros.
+        Images (H, W, 3) uint8 and depth (H, W, 1) uint16 millimetres, by structure and noise; vectors (n,), or
+        windows of them, of zeros.
     """
     rng = np.random.default_rng(0)
     observation = {}
     for spec in inputs:
         shape = tuple((shapes or {}).get(spec.name, spec.shape))
         if spec.kind == "vector":
-            array = np.zeros(shape, np.float32)
+            array = np.zeros(spec.sent.shape, np.float32)
         else:
             v, u = np.mgrid[: shape[0], : shape[1]]
             levels = 90 + 60 * v / max(shape[0], 1) + 40 * np.sin(u / 23) + 25 * ((u // 37 + v // 29) % 3)

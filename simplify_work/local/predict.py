@@ -35,7 +35,8 @@ def predict_from_server(
     before any preprocessor: the server normalises and tokenises as the checkpoint says.
 
     Args:
-        batch: One observation, torch tensors or NumPy arrays by LeRobot's keys (see `observation_from_batch`).
+        batch: One observation, torch tensors or NumPy arrays by LeRobot's keys (see `observation_from_batch`). Nothing
+            is remembered between calls: a vector of which the policy wants the last samples is given as a window.
         address: Of the server; else the environment's LEROBOT_EXT_SERVER, else tcp://127.0.0.1:5555.
         task: What the robot shall do; else the batch's `task`.
         seed: Seed of the policy's noise.

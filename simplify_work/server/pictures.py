@@ -44,7 +44,7 @@ def pictures_used(
     for height, width in _PROBES:
         observation = {
             spec.name: np.zeros(
-                spec.shape if spec.kind == "vector" else (height, width, spec.shape[-1]), spec.dtypes[0]
+                spec.sent.shape if spec.kind == "vector" else (height, width, spec.shape[-1]), spec.dtypes[0]
             )
             for spec in inputs
         }

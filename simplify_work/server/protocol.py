@@ -29,6 +29,7 @@ class Served:
         action_names: Names of the action's entries if the checkpoint knows them.
         n_obs_steps: Observations that the policy looks at; above 1, arrays have a leading axis of up to that many.
         supports_rtc: True if a request may have `rtc`.
+        takes_tip: Whether the policy was trained on tasks with language tips.
         pictures: At what size the policy looks at pictures.
         postprocessor: Scale and offset, both (action_dim,) float64, where actions are `model * scale + offset`.
     """
@@ -41,6 +42,7 @@ class Served:
     action_names: tuple[str, ...] | None = None
     n_obs_steps: int = 1
     supports_rtc: bool = False
+    takes_tip: bool = False
     pictures: tuple[PictureUse, ...] = ()
     postprocessor: tuple[np.ndarray, np.ndarray] | None = None
 

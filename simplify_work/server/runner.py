@@ -30,7 +30,7 @@ from simplify_work.server.noise import NoiseSource, seeded
 from simplify_work.server.pictures import pictures_used
 from simplify_work.server.protocol import Inference, Request, Served
 from simplify_work.server.session import PolicySession
-from simplify_work.server.wanted import wanted_from_robot
+from simplify_work.server.wanted import takes_tip, wanted_from_robot
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class PolicyRunner:
             action_names=tuple(names) if names else None,
             n_obs_steps=self.n_obs_steps,
             supports_rtc=self.supports_rtc,
+            takes_tip=takes_tip(self._processors[0]),
             pictures=self._pictures,
             postprocessor=self._postprocessor_form,
         )
@@ -357,7 +358,7 @@ class PolicyRunner:
 
     def _example(self) -> dict[str, np.ndarray]:
         steps = (self.n_obs_steps,) if self.n_obs_steps > 1 else ()
-        return {spec.name: np.zeros(steps + tuple(spec.shape), spec.dtypes[0]) for spec in self.inputs}
+        return {spec.name: np.zeros(steps + tuple(spec.sent.shape), spec.dtypes[0]) for spec in self.inputs}
 
     def _finish(self) -> None:
         """Wait for the device, so that what was measured is what was computed."""

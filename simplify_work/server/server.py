@@ -244,6 +244,7 @@ class PolicyServer:
             n_action_steps=served.n_action_steps,
             n_obs_steps=served.n_obs_steps,
             supports_rtc=served.supports_rtc,
+            takes_tip=served.takes_tip,
             pictures=served.pictures,
             shared_memory=session.memory is not None,
         )

@@ -133,7 +133,8 @@ class PolicySession:
                     f"{', '.join(f'{name} {array.shape}' for name, array in wanted.items()) or 'nothing'}."
                 )
             moments = [{name: array[step] for name, array in wanted.items()} for step in range(steps)]
-        check_features(runner.inputs, describe(moments[-1]), runner.config.type)
+        # A single sample where a window is wanted would be put to those of this robot's other chunks, by the step.
+        check_features((spec.sent for spec in runner.inputs), describe(moments[-1]), runner.config.type)
         return moments
 
 

@@ -23,6 +23,7 @@ DTYPES: dict[str, tuple[str, ...]] = {
 }
 
 Dim = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+MOST_HISTORY = 1000
 
 
 class FeatureSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -33,16 +34,28 @@ class FeatureSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         kind: `image` (H, W, 3), `depth` (H, W, 1) or `vector` (n,).
         shape: On the wire; height and width of a wanted picture are those it was trained with.
         dtypes: One dtype for what is given, all accepted ones for what is wanted.
+        history: Of a wanted vector: how many of its last samples, one control step apart, go with one observation;
+            above 1, its array has a leading axis of that many, the oldest first. The first sample of an episode
+            stands for those before it. 1 for everything else.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     kind: Kind
     shape: Annotated[tuple[Dim, ...], msgspec.Meta(max_length=8)]
     dtypes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
+    history: Annotated[int, msgspec.Meta(ge=1, le=MOST_HISTORY)] = 1
+
+    @property
+    def sent(self) -> FeatureSpec:
+        """The array that goes with an observation: this one, or the window of its last samples."""
+        if self.history == 1:
+            return self
+        return FeatureSpec(self.name, self.kind, (self.history, *self.shape), self.dtypes)
 
     def __str__(self) -> str:
-        """`observation.force (15,)`."""
-        return f"{self.name} {tuple(self.shape)}"
+        """`observation.force (15,)`, or `observation.force (15,) of the last 10 steps`."""
+        past = f" of the last {self.history} steps" if self.history > 1 else ""
+        return f"{self.name} {tuple(self.shape)}{past}"
 
 
 def describe(observation: Mapping[str, np.ndarray]) -> tuple[FeatureSpec, ...]:
@@ -82,6 +95,25 @@ def check_features(wanted: Iterable[FeatureSpec], given: Iterable[FeatureSpec], 
             "Serve a policy trained on this robot's features, add the missing device to the robot, or map names "
             "with policy.rename_map."
         )
+
+
+def check_observation(wanted: Iterable[FeatureSpec], arrays: Mapping[str, np.ndarray], policy: str) -> None:
+    """Refuse an observation at the robot's side, where a window may still be one sample of it.
+
+    Args:
+        wanted: The policy's inputs.
+        arrays: By name.
+        policy: What to call the policy in the message.
+
+    Raises:
+        FeatureMismatch: As `check_features`.
+    """
+
+    def as_given(spec: FeatureSpec) -> FeatureSpec:
+        array = arrays.get(spec.name)
+        return spec if array is None or array.ndim == len(spec.shape) else spec.sent
+
+    check_features(map(as_given, wanted), describe(arrays), policy)
 
 
 def _fault(wanted: FeatureSpec, given: FeatureSpec | None) -> str | None:

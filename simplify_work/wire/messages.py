@@ -14,7 +14,7 @@ import msgspec
 
 from simplify_work.wire.features import Dim, FeatureSpec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_TEXT = 8192
 MAX_ARRAYS = 64
@@ -108,7 +108,8 @@ class Welcome(Message):
         request: That of the Hello.
         server: Name and version of the server's program.
         policy_type: LeRobot's name of the policy, `act` for example.
-        inputs: What the policy wants from the robot, before any preprocessing.
+        inputs: What the policy wants from the robot, before any preprocessing; those with a `history` are sent as
+            windows.
         action_dim: Width of an action.
         action_names: Names of the action's entries if the checkpoint knows them.
         chunk_size: Actions in a chunk.
@@ -116,6 +117,7 @@ class Welcome(Message):
         n_obs_steps: Observations that the policy looks at. If above 1, every array of an Infer has a leading axis
             of 1 to n_obs_steps observations, one control step apart, the oldest first.
         supports_rtc: True if an Infer may have `rtc`.
+        takes_tip: True if the policy was trained on tasks with language tips; they are part of an Infer's task.
         pictures: At what size the policy looks at them; those it takes at any size are not listed.
         shared_memory: True if the server reads the segment that the Hello named; else arrays come as frames.
 
@@ -132,6 +134,7 @@ class Welcome(Message):
     n_action_steps: Count
     n_obs_steps: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     supports_rtc: bool = False
+    takes_tip: bool = False
     pictures: Annotated[tuple[PictureUse, ...], msgspec.Meta(max_length=256)] = ()
     shared_memory: bool = False
 

@@ -37,6 +37,7 @@ class ScriptedSource:
 
     chunk_size = 10
     n_obs_steps = 1
+    windows = {}
     patience_s = 1.0
 
     def __init__(self, supports_rtc: bool = True) -> None:

@@ -26,7 +26,7 @@ from simplify_work.local.batch import observation_from_batch, task_of
 from simplify_work.local.client import ActionChunk, PolicyClient
 from simplify_work.local.history import History
 from simplify_work.wire.errors import ServerUnreachable
-from simplify_work.wire.features import DTYPES, FeatureSpec, check_features, describe, kind_of
+from simplify_work.wire.features import DTYPES, FeatureSpec, check_features, check_observation, kind_of
 from simplify_work.wire.messages import Rtc, Welcome
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ class RemotePolicy(PreTrainedPolicy):
         self._chunks = 0
         self._rtc = False
         self.welcome: Welcome = self._client.connect()
-        self._history = History(self.welcome.n_obs_steps)
+        self._history = History(
+            self.welcome.n_obs_steps, {spec.name: spec.history for spec in self.welcome.inputs}
+        )
         if self.welcome.action_names and not getattr(config, "action_feature_names", None):
             # LeRobot's rollout asks the config for the order of the action's entries.
             config.action_feature_names = list(self.welcome.action_names)
@@ -98,6 +100,15 @@ class RemotePolicy(PreTrainedPolicy):
     def n_action_steps(self) -> int:
         """Actions of a chunk that are executed before the next is asked for."""
         return self.config.n_action_steps or self.welcome.n_action_steps
+
+    def required_history(self) -> dict[str, int]:
+        """Of which of the robot's vectors the last samples are wanted, one control step apart, and how many."""
+        renamed = {new: old for old, new in self.config.rename_map.items()}
+        return {
+            renamed.get(spec.name, spec.name): spec.history
+            for spec in self.welcome.inputs
+            if spec.history > 1
+        }
 
     def supports_rtc(self) -> bool:
         """True if the server's policy can continue a chunk; LeRobot asks this before it runs RTC."""
@@ -173,7 +184,9 @@ class RemotePolicy(PreTrainedPolicy):
 
         Args:
             batch: One observation as LeRobot's `prepare_observation_for_inference` makes it; pictures that were
-                uint8 are sent as that uint8, everything else as it is.
+                uint8 are sent as that uint8, everything else as it is. A vector of which the policy wants the last
+                samples is a window (1, history, n); or one sample, put to those of the calls before, which then
+                must be one control step apart.
             inference_delay: In RTC mode, steps that will have been executed when the chunk is there.
             prev_chunk_left_over: In RTC mode, (n, dim) or (1, n, dim) of the last chunk, in the model's units.
             execution_horizon: In RTC mode, instead of the one of `config.rtc_config`.
@@ -199,6 +212,8 @@ class RemotePolicy(PreTrainedPolicy):
         """The next action, (1, dim); asks the server when the last chunk's `n_action_steps` are used up."""
         if not self._queue or self._history.length > 1:
             observation = self._history.add(self._observation(batch))
+        elif self._history.windows:
+            self._history.remember(self._samples(batch))
         if not self._queue:
             actions = self._next_chunk(observation, task_of(batch), **kwargs)[:, : self.n_action_steps]
             self._queue.extend(actions.transpose(0, 1))
@@ -207,13 +222,16 @@ class RemotePolicy(PreTrainedPolicy):
     def observe(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Remember an observation for which no chunk is asked.
 
-        Needed at each control step where `welcome.n_obs_steps` is above 1, and only there.
+        Needed at each control step where `welcome.n_obs_steps` or the `history` of one of `welcome.inputs` is above
+        1, and only there.
 
         Args:
             arrays: As `infer`.
         """
         if self._history.length > 1:
             self._history.add(self._wanted(arrays))
+        elif self._history.windows:
+            self._history.remember(self._wanted(arrays))
 
     def infer(
         self,
@@ -228,7 +246,8 @@ class RemotePolicy(PreTrainedPolicy):
 
         Args:
             arrays: The observation by LeRobot's keys: pictures (H, W, 3) uint8, depth (H, W, 1) uint16 or float32,
-                vectors (n,) float32. Not to be written to afterwards where `welcome.n_obs_steps` is above 1.
+                vectors (n,) float32, or the window (history, n) of one that has a history, which is then sent as it
+                is. Not to be written to afterwards where `welcome.n_obs_steps` is above 1.
             task: What the robot shall do, in words.
             rtc: How to continue `left_over`.
             left_over: (n, dim) float32, what is left of the last chunk's `model_actions`.
@@ -338,12 +357,17 @@ class RemotePolicy(PreTrainedPolicy):
     def _observation(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return observation_from_batch(batch, self.welcome.inputs, self.welcome.policy_type)
 
+    def _samples(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Those vectors of a batch of which the last samples are sent."""
+        inputs = (spec for spec in self.welcome.inputs if spec.name in self._history.windows)
+        return observation_from_batch(batch, inputs, self.welcome.policy_type)
+
     def _wanted(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of a robot's arrays that the policy wants, by its names."""
         renamed = {new: old for old, new in self.config.rename_map.items()}
         names = ((spec.name, renamed.get(spec.name, spec.name)) for spec in self.welcome.inputs)
         found = {name: arrays[own] for name, own in names if own in arrays}
-        check_features(self.welcome.inputs, describe(found), self.welcome.policy_type)
+        check_observation(self.welcome.inputs, found, self.welcome.policy_type)
         return found
 
     def _record(self, chunk: ActionChunk) -> None:
