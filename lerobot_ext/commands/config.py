@@ -107,8 +107,59 @@ def check_keys(config_class: type, data: dict[str, Any], source: str = "the comm
     _check(config_class, data, (), source)
 
 
+def check_types(annotation: Any, value: Any, name: str) -> None:
+    """Refuse a value that a key's annotation does not allow, in words; keys are left to `check_keys`.
+
+    Args:
+        annotation: `bool`, `int`, `float`, `str`, a list or tuple of them, one of these or None, or a dataclass of
+            such fields; whatever else there may be is left to LeRobot's parser.
+        value: As YAML gives it.
+        name: The key's full name.
+
+    Raises:
+        UserError: Names the key, the value, and what is expected.
+    """
+    if dataclasses.is_dataclass(annotation) and isinstance(value, dict):
+        hints = typing.get_type_hints(annotation)
+        for key, inner in value.items():
+            check_types(hints.get(key, Any), inner, f"{name}.{key}" if name else key)
+    elif not _fits(annotation, value):
+        raise UserError(f"{name} {json.dumps(value, default=str)}: expected {_in_words(annotation)}.")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_SEVERAL = {int: "whole numbers", float: "numbers", str: "words"}
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(each, value) for each in inner)
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(inner[0], item) for item in value)
+    if annotation is type(None):
+        return value is None
+    if annotation not in _WORDS:
+        return not dataclasses.is_dataclass(annotation)
+    allowed = (int, float) if annotation is float else annotation
+    return isinstance(value, allowed) and isinstance(value, bool) == (annotation is bool)
+
+
+def _in_words(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if each is type(None) else _in_words(each) for each in inner)
+    if origin in (list, tuple):
+        return f"a list of {_SEVERAL[inner[0]]}"
+    if dataclasses.is_dataclass(annotation):
+        return "keys under it: " + ", ".join(field.name for field in dataclasses.fields(annotation))
+    return _WORDS.get(annotation, str(annotation))
+
+
 def _check(annotation: Any, data: Any, path: tuple[str, ...], source: str) -> None:
     if not isinstance(data, dict):
+        if dataclasses.is_dataclass(annotation) and path:
+            raise UserError(f"{source}: {'.'.join(path)} {data!r}: expected keys under it, not a value.")
         return
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):

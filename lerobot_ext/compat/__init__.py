@@ -9,12 +9,34 @@ from __future__ import annotations
 import importlib.metadata
 
 from lerobot_ext import patching
-from lerobot_ext.compat import devices, engines, features, live_view, loops, recordings, training
+from lerobot_ext.compat import (
+    checkpoints,
+    devices,
+    engines,
+    features,
+    live_view,
+    loops,
+    policies,
+    recordings,
+    tips,
+    training,
+)
 from lerobot_ext.extension import check_version
 
 EXTENSIONS = tuple(
     extension
-    for module in (features, loops, engines, recordings, live_view, training, devices)
+    for module in (
+        features,
+        loops,
+        engines,
+        recordings,
+        live_view,
+        tips,
+        training,
+        checkpoints,
+        policies,
+        devices,
+    )
     for extension in module.EXTENSIONS
 )
 

@@ -63,7 +63,8 @@ def _vector(key: str, feature: dict, values: dict, prefix: str) -> np.ndarray:
             f"{', '.join(sorted(values))}; configure the robot's force_sensors as they were when it was recorded."
         )
     value = np.array(values[name], dtype=np.float32)
-    if value.shape != tuple(feature["shape"]):
+    # An inference engine gives a policy that wants them the last samples, (history, n), in place of the newest.
+    if value.shape[-1:] != tuple(feature["shape"]) or value.ndim > 2:
         raise ValueError(
             f"'{name}' in the observation has shape {value.shape}, {key} expects {tuple(feature['shape'])}."
         )
