@@ -12,16 +12,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lerobot_ext.errors import UserError
-from lerobot_ext.features import OBS_FORCE
+from lerobot_ext.features import OBS_FORCE, TIP
 from lerobot_ext.modality.depth import DepthRange
 from lerobot_ext.modality.selection import Selection
 
 OBS_PREFIX = "observation."
 IMAGE_PREFIX = "observation.images."
 OBS_STATE = "observation.state"
-TIP = "language_tip"
-"""Dataset column (string, one value an episode) that holds the language tip."""
-
 OBS_TIP = "observation.language_tip"
 """Key of the tip in an observation: LeRobot's pipelines carry only keys that they know or that begin so."""
 
@@ -86,7 +83,8 @@ def make_plan(selection: Selection, features: Mapping[str, Mapping[str, Any]]) -
                 _need_intrinsics(key, left[key])
     if selection.force:
         _need(OBS_FORCE in left, "force", OBS_FORCE, left)
-        _need(OBS_STATE in left, "force fusion 'state'", OBS_STATE, left)
+        fused = not selection.force.is_token
+        _need(not fused or OBS_STATE in left, "force fusion 'state'", OBS_STATE, left)
     _need(not selection.language_tip or TIP in left, "a language tip", f"no column '{TIP}'", left)
 
     plan = []
@@ -114,12 +112,15 @@ def _use(key: str, selection: Selection, features: Mapping[str, Mapping[str, Any
         use = (True, _depth_phrase(selection), key, seen) if chosen else (False, off)
     elif kind == FORCE:
         use = (False, "force is off (use_force)")
-        if selection.force:
+        if selection.force and selection.force.is_token:
+            history = selection.force.force_history
+            use = (True, f"last {history} samples as one token", OBS_FORCE, (history, *shape))
+        elif selection.force:
             use = (True, f"joined to {OBS_STATE}", OBS_STATE, _fused_shape(features))
     elif kind == LANGUAGE:
         tip = selection.language_tip
         use = (True, "appended to the task") if tip else (False, "the tip is off (use_language_tip)")
-    elif key == OBS_STATE and selection.force:
+    elif key == OBS_STATE and selection.force and not selection.force.is_token:
         use = (True, "joints, then force", key, _fused_shape(features))
     else:
         use = (True, "vector" if key.startswith(OBS_PREFIX) else "for LeRobot", key, shape)
@@ -150,9 +151,9 @@ def matching(patterns: Iterable[str], option: str, features: Iterable[str]) -> d
 
 
 def network_features(plan: Iterable[Use]) -> dict[str, dict[str, Any]]:
-    """LeRobot features of what the network gets: depth as a colour video, force inside the state."""
+    """LeRobot features of what the network gets: depth as a colour video, force inside the state or as (H, n)."""
     plan = list(plan)
-    force = next((use for use in plan if use.kind == FORCE and use.used), None)
+    force = next((use for use in plan if use.kind == FORCE and use.seen_as == OBS_STATE), None)
     result: dict[str, dict[str, Any]] = {}
     for use in plan:
         if use.seen_as != use.key:
@@ -175,7 +176,10 @@ def read_features(plan: Iterable[Use]) -> dict[str, dict[str, Any]]:
 
 
 def raw_observation(plan: Iterable[Use]) -> dict[str, dict[str, Any]]:
-    """What the step takes from an observation, as JSON: kind, shape and, where there are any, names and limits."""
+    """What the step takes from an observation, as JSON: kind, shape and, where there are any, names and limits.
+
+    Force that becomes a token also says of how many samples, `history`; its shape is that of one.
+    """
     result: dict[str, dict[str, Any]] = {}
     for use in plan:
         if not use.used or not use.key.startswith(OBS_PREFIX):
@@ -188,6 +192,8 @@ def raw_observation(plan: Iterable[Use]) -> dict[str, dict[str, Any]]:
                 entry["intrinsics"] = intrinsics
         elif use.kind != RGB:
             entry["names"] = names_of(use.recorded)
+        if use.kind == FORCE and use.seen_as == OBS_FORCE:
+            entry["history"] = use.seen[0]
         result[use.key] = entry
     return result
 

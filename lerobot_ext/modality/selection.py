@@ -14,7 +14,8 @@ from typing import Any
 from lerobot_ext.errors import UserError
 
 REPRESENTATIONS = ("gray", "turbo", "normals")
-FUSIONS = ("state",)
+FUSIONS = ("state", "token")
+MOST_HISTORY = 1000  # samples; half a minute at 30 a second
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,28 @@ class ForceSelection:
     """How force reaches the network.
 
     Attributes:
-        fusion: `state`: joined to `observation.state`, after the joints.
+        fusion: `state`: joined to `observation.state`, after the joints; any policy takes that. `token`: its last
+            `force_history` samples become one token beside the state's, for SmolVLA.
+        force_history: How many samples, one control step apart, are in the token; 1 to 1000. `state` has no use for
+            it.
     """
 
     fusion: str = "state"
+    force_history: int = 10
 
     def __post_init__(self) -> None:
         """Check the values."""
         _one_of("force.fusion", self.fusion, FUSIONS)
+        number = isinstance(self.force_history, int) and not isinstance(self.force_history, bool)
+        if not number or not 1 <= self.force_history <= MOST_HISTORY:
+            raise UserError(
+                f"force.force_history {self.force_history}: expected a number of samples, 1 to {MOST_HISTORY}."
+            )
+
+    @property
+    def is_token(self) -> bool:
+        """Whether the network gets a window of samples of its own, (force_history, n)."""
+        return self.fusion == "token"
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,10 @@ class Selection:
 
     def to_dict(self) -> dict[str, Any]:
         """The selection as JSON takes it; `from_dict` reads it back."""
-        return _plain(dataclasses.asdict(self))
+        data = _plain(dataclasses.asdict(self))
+        if self.force is not None and not self.force.is_token:
+            del data["force"]["force_history"]  # it decides nothing there
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selection:

@@ -31,7 +31,8 @@ def network_stats(stats: Stats | None, plan: Iterable[Use], selection: Selection
         metres_per: Metres in one unit of the depth statistics (0.001 if they are in millimetres).
 
     Returns:
-        State and force joined; depth on the line of `depth.gray` and with three channels; the rest unchanged.
+        State and force joined where they are fused, else force (n,) for each sample of its window; depth on the
+        line of `depth.gray` and with three channels; the rest unchanged.
         Pixels without a measurement count as the lowest depth, as in LeRobot's own statistics. Depth in colours or
         as normals, which follows from no statistics of metres, is left out (see `depth_stats`).
     """
@@ -45,7 +46,8 @@ def network_stats(stats: Stats | None, plan: Iterable[Use], selection: Selection
             continue
         values = dict(stats[use.key])
         result[use.key] = _gray_stats(values, selection.depth, metres_per) if use.kind == DEPTH else values
-    if any(use.kind == FORCE and use.used for use in plan) and {OBS_STATE, OBS_FORCE} <= set(stats):
+    fused = any(use.kind == FORCE and use.seen_as == OBS_STATE for use in plan)
+    if fused and {OBS_STATE, OBS_FORCE} <= set(stats):
         result[OBS_STATE] = _joined(stats[OBS_STATE], stats[OBS_FORCE])
     return result
 

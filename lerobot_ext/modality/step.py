@@ -18,9 +18,11 @@ from torch import Tensor
 
 from lerobot_ext.features import OBS_FORCE
 from lerobot_ext.modality.depth import DepthRange, Pinhole, depth_image
+from lerobot_ext.modality.force import ForceHistory
 from lerobot_ext.modality.images import resize_image
 from lerobot_ext.modality.plan import DEPTH, FORCE, OBS_STATE, OBS_TIP, RGB
 from lerobot_ext.modality.selection import Selection
+from lerobot_ext.modality.texts import unpack
 
 STEP_NAME = "lerobot_ext_modality"
 _PAD = "_is_pad"
@@ -37,6 +39,10 @@ class ModalityStep(ProcessorStep):
     own key, state and force joined (…, m + n). Everything outside the observation passes, except the padding
     flags of features that are gone, and the task, to which a selected tip is appended.
 
+    Force for a token comes out as a window, (B, H, n). Given as one, (B, H, n), as datasets and remote robots give
+    it, it passes; a single sample, (n,) or (B, n), is put to those of the control steps before, which the step
+    remembers until `reset`. So whoever gives single samples calls the step at every control step.
+
     Attributes:
         selection: A `Selection` or its JSON form.
         recorded: The raw observation that the policy was trained on, by key (see `plan.raw_observation`).
@@ -50,6 +56,8 @@ class ModalityStep(ProcessorStep):
         if not isinstance(self.selection, Selection):
             self.selection = Selection.from_dict(self.selection)
         self.recorded = {key: dict(entry) for key, entry in self.recorded.items()}
+        # Of this episode and of whoever runs this step: never saved, and two equal steps may differ in it.
+        self._history = ForceHistory(self.required_history().get(OBS_FORCE, 1))
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
         """Apply the selection to one transition; the given one is not changed.
@@ -76,6 +84,10 @@ class ModalityStep(ProcessorStep):
             transition[TransitionKey.COMPLEMENTARY_DATA] = self._complement(extra, given, observation)
         return transition
 
+    def reset(self) -> None:
+        """A new episode begins: forget its predecessor's force."""
+        self._history.clear()
+
     def get_config(self) -> dict[str, Any]:
         """What is written into the checkpoint."""
         return {"selection": self.selection.to_dict(), "recorded": self.recorded}
@@ -86,6 +98,9 @@ class ModalityStep(ProcessorStep):
         """Raw features in, the network's features out; unselected observations are dropped."""
         raw = features.get(PipelineFeatureType.OBSERVATION, {})
         seen = {key: self._seen(key, raw[key]) for key in self.recorded if key in raw}
+        for key, history in self.required_history().items():
+            if key in seen:
+                seen[key] = PolicyFeature(seen[key].type, (history, *seen[key].shape))
         if self._fused and OBS_STATE in seen and OBS_FORCE in seen:
             force, state = seen.pop(OBS_FORCE), seen[OBS_STATE]
             seen[OBS_STATE] = PolicyFeature(state.type, (state.shape[0] + force.shape[0],))
@@ -101,8 +116,9 @@ class ModalityStep(ProcessorStep):
                 camera that a policy adds to itself, say) are not asked of the robot and not looked at.
 
         Returns:
-            By key: images (C, H, W) of type VISUAL, depth with one channel; vectors (n,). Height and width are
-            those of the recording; other sizes work if the selection resizes.
+            By key: images (C, H, W) of type VISUAL, depth with one channel; vectors (n,), of which
+            `required_history` says how many samples. Height and width are those of the recording; other sizes work
+            if the selection resizes.
 
         Raises:
             ValueError: If the policy wants a feature under a key of this step in another shape than it makes.
@@ -111,16 +127,28 @@ class ModalityStep(ProcessorStep):
         made = self.transform_features({PipelineFeatureType.OBSERVATION: required})
         for key, feature in made[PipelineFeatureType.OBSERVATION].items():
             wanted = (input_features or {}).get(key)
-            if wanted is not None and len(feature.shape) == 1 and tuple(wanted.shape) != feature.shape:
+            if wanted is None or feature.type is FeatureType.VISUAL:
+                continue
+            if tuple(wanted.shape) != feature.shape:
                 raise ValueError(
                     f"{key}: the policy takes {tuple(wanted.shape)}, its modality step makes {feature.shape}; "
                     "the checkpoint's config.json and policy_preprocessor.json do not belong together."
                 )
         return required
 
+    def required_history(self) -> dict[str, int]:
+        """Of which raw vectors the last samples are wanted, one control step apart, and how many; of others one."""
+        return {key: entry["history"] for key, entry in self.recorded.items() if "history" in entry}
+
+    @property
+    def takes_tip(self) -> bool:
+        """Whether the policy was trained on tasks with their language tips (see `with_tip`)."""
+        return self.selection.language_tip
+
     @property
     def _fused(self) -> bool:
-        return self.selection.force is not None and OBS_FORCE in self.recorded
+        force = self.selection.force
+        return force is not None and not force.is_token and OBS_FORCE in self.recorded
 
     def _convert(self, key: str, value: Tensor) -> Tensor:
         entry = self.recorded[key]
@@ -137,15 +165,26 @@ class ModalityStep(ProcessorStep):
                 f"{key} has {value.shape[-1]} values, the policy was trained on {entry['shape'][0]}: "
                 f"{', '.join(entry['names'])}."
             )
-        return value
+        return self._window(value, entry["history"]) if "history" in entry else value
+
+    def _window(self, force: Tensor, history: int) -> Tensor:
+        if force.ndim < 3:
+            return self._history.add(force)
+        if force.shape[-2] != history:
+            raise ValueError(
+                f"{OBS_FORCE} is a window of {force.shape[-2]} samples, the policy was trained on {history}."
+            )
+        return force
 
     def _complement(
         self, extra: Mapping[str, Any], given: Mapping[str, Any], observation: Mapping[str, Any]
     ) -> dict[str, Any]:
         gone = {f"{key}{_PAD}" for key in (*given, *self.recorded) if key not in observation}
         kept = {key: value for key, value in extra.items() if key not in gone}
+        if "task" in kept:
+            kept["task"] = unpack(kept["task"])
         if self.selection.language_tip and "task" in kept:
-            kept["task"] = with_tip(kept["task"], given.get(OBS_TIP))
+            kept["task"] = with_tip(kept["task"], unpack(given.get(OBS_TIP)))
         return kept
 
     def _seen(self, key: str, raw: PolicyFeature) -> PolicyFeature:

@@ -7,6 +7,8 @@ of that step, because that is what LeRobot's factory builds the policy and its n
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_ext.modality.cache import check_size
 from lerobot_ext.modality.plan import DEPTH, make_plan, network_features, raw_observation
-from lerobot_ext.modality.reader import CachedReader, SelectedReader
+from lerobot_ext.modality.reader import CachedReader, TableReader
 from lerobot_ext.modality.selection import Selection
 from lerobot_ext.modality.stats import depth_stats, network_stats
 
@@ -59,15 +61,20 @@ def select_metadata(
 
 
 def select_dataset(
-    dataset: LeRobotDataset, selection: Selection, cache_gb: float | None = None, shared: bool = False
+    dataset: LeRobotDataset,
+    selection: Selection,
+    cache_gb: float | None = None,
+    shared: bool = False,
+    cache_dir: Path | None = None,
 ) -> LeRobotDataset:
     """A dataset restricted to a selection.
 
     Args:
         dataset: A readable map-style dataset; not changed.
         selection: What the policy sees.
-        cache_gb: Keep all frames in memory, at most this many gigabytes; None: decode each time.
+        cache_gb: Keep all frames, decoded and resized, at most this many gigabytes; None: decode each time.
         shared: Worker processes will read the cache: keep it in shared memory.
+        cache_dir: Keep them in files below this folder, for all processes and later runs; None: in memory.
 
     Returns:
         A `LeRobotDataset` over the same files whose items are raw observations and whose `meta` is a
@@ -78,27 +85,45 @@ def select_dataset(
     """
     plan = make_plan(selection, dataset.meta.features)
     new = copy.copy(dataset)
-    kind = SelectedReader if cache_gb is None else CachedReader
+    kind = TableReader if cache_gb is None else CachedReader
     _ = dataset.hf_dataset  # loads the table if that has not happened yet
     new.reader = kind.restrict(dataset.reader, dataset.meta, plan, selection)
     new.meta = select_metadata(dataset.meta, selection, dataset.depth_output_unit)
-    if dataset.delta_timestamps is not None:
+    if new.reader.delta_indices is not None:
         new.delta_timestamps = {
-            key: deltas for key, deltas in dataset.delta_timestamps.items() if key in new.reader.delta_indices
+            key: [delta / dataset.fps for delta in deltas] for key, deltas in new.reader.delta_indices.items()
         }
     new._depth_output_unit = "m"
-    if cache_gb is not None:
+    new.reader.load()
+    if cache_gb is not None and cache_dir is not None:
+        new.reader.fill_files(cache_dir, cache_gb)
+    elif cache_gb is not None:
         check_size(new.reader.cache_bytes, cache_gb, shared)
-        new.reader.load(shared)
-    _measure_depth(new, selection)
+        new.reader.fill_memory(shared)
+    measure_depth(new.meta, selection, lambda count: [new[i] for i in _spread(len(new), count)])
     return new
 
 
-def _measure_depth(view: LeRobotDataset, selection: Selection) -> None:
-    """Give depth that is shown in colours or as normals its statistics, from frames of the whole dataset."""
+def measure_depth(
+    meta: SelectedMetadata, selection: Selection, items: Callable[[int], Iterable[dict[str, Any]]]
+) -> None:
+    """Give depth that is shown in colours or as normals its statistics, from frames of the whole dataset.
+
+    Args:
+        meta: Gets the statistics.
+        selection: What the policy sees.
+        items: Gives at most so many of the dataset's items, spread over it; called if they are needed.
+    """
     if selection.depth is None or selection.depth.representation == "gray":
         return
-    raw = view.meta.raw_observation
-    items = [view[int(i)] for i in np.linspace(0, len(view) - 1, min(MEASURED_FRAMES, len(view)))]
-    for key in (key for key, entry in raw.items() if entry["kind"] == DEPTH):
-        view.meta.stats[key] = depth_stats([item[key] for item in items], raw[key], selection.depth)
+    raw = meta.raw_observation
+    maps = {key: [] for key, entry in raw.items() if entry["kind"] == DEPTH}
+    for item in items(MEASURED_FRAMES):
+        for key, its in maps.items():
+            its.append(item[key])
+    for key, its in maps.items():
+        meta.stats[key] = depth_stats(its, raw[key], selection.depth)
+
+
+def _spread(length: int, count: int) -> list[int]:
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()

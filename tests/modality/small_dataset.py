@@ -29,7 +29,8 @@ def depth_frame(rng: np.random.Generator, episode: int, frame: int) -> np.ndarra
     return depth.astype(np.uint16)[..., None]
 
 
-def make_dataset(root: Path):
+def make_dataset(root: Path, **options):
+    """Write it to `root`; the options are those of `LeRobotDataset.create`."""
     from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -49,6 +50,7 @@ def make_dataset(root: Path):
         root=root,
         rgb_encoder=RGBEncoderConfig(vcodec="h264", preset="veryfast"),
         depth_encoder=DepthEncoderConfig(depth_min=0.1, depth_max=1.1, use_log=False),
+        **options,
     )
     rng = np.random.default_rng(0)
     for episode in range(EPISODES):
