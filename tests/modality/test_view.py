@@ -23,17 +23,17 @@ WINDOWS = {
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the streams that LeRobot's decoder was called for, in order."""
-    from lerobot.datasets import dataset_reader
+    """Names of the streams that the decoder was called for, in order."""
+    from lerobot_ext.modality import decoding
 
     calls = []
-    original = dataset_reader.decode_video_frames
+    original = decoding.read_frames
 
     def counting(video_path, *args, **kwargs):
         calls.append(video_path.parents[1].name)
         return original(video_path, *args, **kwargs)
 
-    monkeypatch.setattr(dataset_reader, "decode_video_frames", counting)
+    monkeypatch.setattr(decoding, "read_frames", counting)
     return calls
 
 
@@ -177,3 +177,26 @@ def test_what_was_not_recorded_cannot_be_selected(open_dataset, selection, messa
     }
     with pytest.raises(UserError, match=f"{message}.*it has: .*{WRIST}"):
         make_plan(selection, features)
+
+
+@pytest.mark.parametrize("windows", [None, {"observation.force": [-1 / FPS, 0.0]}])
+def test_a_vector_of_one_number_stays_a_vector(tmp_path, windows):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    vector = {"dtype": "float32", "shape": (1,), "names": ["n"]}
+    features = {"observation.state": vector, "observation.force": vector, "action": vector}
+    made = LeRobotDataset.create("test/one", FPS, features, root=tmp_path / "one")
+    for number in range(3):
+        made.add_frame({key: np.array([number], np.float32) for key in features} | {"task": "press"})
+    made.save_episode()
+    made.finalize()
+    dataset = LeRobotDataset("test/one", root=tmp_path / "one", delta_timestamps=windows)
+    view = select_dataset(dataset, Selection(force=ForceSelection()))
+    force = view[2]["observation.force"]
+    assert force.tolist() == ([[1.0], [2.0]] if windows else [2.0])
+    assert view.reader.__class__.__base__.get_item(view.reader, 2)["observation.force"].equal(force)
+    if not windows:
+        step = ModalityStep(view.meta.selection, view.meta.raw_observation)
+        batch = torch.utils.data.default_collate([view[2], view[1]])
+        seen = step({"observation": {key: batch[key] for key in ("observation.state", "observation.force")}})
+        assert seen["observation"]["observation.state"].tolist() == [[2.0, 2.0], [1.0, 1.0]]

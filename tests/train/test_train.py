@@ -114,13 +114,13 @@ def test_held_out_split_and_workers_share_one_cache(write_yaml, tmp_path, monkey
     from lerobot_ext.modality import reader
 
     rows = []
-    original = reader.CachedReader.load
+    original = reader.CachedReader.fill_memory
 
     def watch(self, shared):
         original(self, shared)
         rows.append((len(self.hf_dataset), [store._data.is_shared() for store in self._stores.values()]))
 
-    monkeypatch.setattr(reader.CachedReader, "load", watch)
+    monkeypatch.setattr(reader.CachedReader, "fill_memory", watch)
     path = write_yaml(use_depth_image=True, use_force=True, num_workers=1, eval_steps=2, steps=2, **RESIZED)
     train.main([f"--config_path={path}", "--dataset.eval_split=0.3"])
     assert rows == [((EPISODES - 1) * FRAMES, [True] * 3), (FRAMES, [True] * 3)]
@@ -154,7 +154,7 @@ def test_leaves_the_choice_of_gpu_alone_and_quiets_tokenizers(write_yaml, monkey
     [
         ({"use_depth": True}, "no key 'use_depth'; did you mean 'use_depth_image'"),
         ({"modality": {"resise": [4, 4]}}, "no key 'modality.resise'; did you mean 'modality.resize'"),
-        ({"modality": {"cache": "disk"}}, "modality.cache 'disk' is not offered; offered: none, memory"),
+        ({"modality": {"cache": "ssd"}}, "modality.cache 'ssd' is not offered; offered: none, memory, disk"),
         ({"modality": {"depth": {"near_m": 3.0}}}, "near_m 3.0 and depth.far_m 1.5"),
         ({"modality": {"cameras": ["wirst"]}}, "no RGB camera 'wirst'; .* did you mean 'wrist'"),
         ({"dataset": {"repo_id": "a/b", "root": "/nowhere/data"}}, "/nowhere/data: there is no dataset"),
