@@ -38,6 +38,20 @@ def test_the_operator_succeeds_at_every_height():
     assert all(HEIGHTS_M[0] <= height <= HEIGHTS_M[1] for height in heights)
 
 
+def test_the_heights_can_be_chosen():
+    task = PressTask(seed=11, heights_m=(0.060, 0.061))
+    task.start_episode()
+    assert 0.060 <= task.world.block_height <= 0.061
+
+
+def test_the_verdict_can_be_asked_for_before_the_end():
+    task = PressTask(seed=11)
+    task.start_episode()
+    assert not task.verdict().success
+    assert task.in_episode
+    assert task.episodes == []
+
+
 def test_the_operator_waits_until_the_leader_is_read():
     task = PressTask(seed=1)
     task.start_episode()
