@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import tempfile
 import types
 import typing
@@ -214,3 +215,22 @@ def _checkpoint_type(path: Any) -> str | None:
         return json.loads(config.read_text()).get("type")
     except (OSError, ValueError):
         return None
+
+
+def shorten_torchcodec() -> None:
+    """Make one line of LeRobot's 90 about a torchcodec that finds no FFmpeg; PyAV, which it falls back to, is fine."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if "torchcodec" in record.msg:
+            record.msg, record.levelno, record.levelname = "video: PyAV (torchcodec is unusable)", 20, "INFO"
+        return True
+
+    logging.getLogger("lerobot.utils.import_utils").addFilter(shorten)
+
+
+def forget_paths() -> None:
+    """Make LeRobot's parser forget the `policy.path` of a command that ran before in this process."""
+    from lerobot.configs import parser
+
+    parser._config_path_args.clear()
+    parser._config_yaml_overrides.clear()

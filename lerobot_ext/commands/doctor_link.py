@@ -44,9 +44,7 @@ def checks(visit: Visit) -> list[Check[Visit]]:
 
 def look_at_robot(visit: Visit) -> Finding:
     """The YAML's robot and its features; nothing is connected to."""
-    from lerobot_ext.commands import record
-
-    record.shorten_torchcodec()
+    config_files.shorten_torchcodec()
     import draccus
     from lerobot.robots import RobotConfig, make_robot_from_config
 

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int | None:
     data = with_engine(data, root)
     data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
 
-    record.shorten_torchcodec()
+    config_files.shorten_torchcodec()
     cfg = parse(data)
     if cfg.policy.type == "remote":
         check_server(cfg)
@@ -183,6 +183,7 @@ def parse(data: dict[str, Any]) -> EvaluateConfig:
 
     # LeRobot's parser looks the argument's type up in the annotations, which are strings in this module.
     identity.__annotations__["cfg"] = EvaluateConfig
+    config_files.forget_paths()
     with config_files.as_file(data) as path:
         sys.argv = ["lerobot-ext evaluate", f"--config_path={path}"]
         return parser.wrap()(identity)()

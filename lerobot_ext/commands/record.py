@@ -6,7 +6,6 @@ in older LeRobot, and is handed to `lerobot-ext evaluate`.
 
 from __future__ import annotations
 
-import logging
 import shlex
 import signal
 import sys
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int | None:
     config_files.check_keys(RecordConfig, data, source)
     root = check_root(data)
     stop_on_sigterm()
-    shorten_torchcodec()
+    config_files.shorten_torchcodec()
     with tip_option.without(words) as known:
         cfg = parse(RecordConfig, known)
     with tips.session(plan):
@@ -115,17 +114,6 @@ def check_root(data: dict[str, Any]) -> Path | None:
             "dataset.root, or add --resume=true to go on with it."
         )
     return root
-
-
-def shorten_torchcodec() -> None:
-    """Make one line of LeRobot's 90 about a torchcodec that finds no FFmpeg; PyAV, which it falls back to, is fine."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        if "torchcodec" in record.msg:
-            record.msg, record.levelno, record.levelname = "video: PyAV (torchcodec is unusable)", 20, "INFO"
-        return True
-
-    logging.getLogger("lerobot.utils.import_utils").addFilter(shorten)
 
 
 def stop_on_sigterm() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import draccus
 import yaml
@@ -121,8 +122,10 @@ class TrainConfig(TrainPipelineConfig):
         use_force: Give force to the policy.
         use_language_tip: Append the episode's tip to the task.
         modality: How.
+        announcement: What to say before the data is read.
     """
 
+    announcement: ClassVar[str | None] = None
     use_depth_image: bool = False
     use_force: bool = False
     use_language_tip: bool = False
@@ -141,6 +144,11 @@ class TrainConfig(TrainPipelineConfig):
             exclude=self.modality.exclude,
         )
 
+    def announce(self) -> None:
+        """Say what the policy will see; LeRobot has printed its whole config, above which it would not be found."""
+        if self.announcement:
+            print(self.announcement, flush=True)
+
 
 def main(argv: list[str]) -> int | None:
     """Train as the YAML and the options in `argv` say."""
@@ -149,6 +157,7 @@ def main(argv: list[str]) -> int | None:
         return 0 if argv else 2
     # Read by the tokenizers library; without it, it warns in every worker process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    config_files.shorten_torchcodec()
     main_process = int(os.environ.get("RANK", "0")) == 0
     argv, said = from_whole_checkpoint(argv)
     if said and main_process:
@@ -159,7 +168,7 @@ def main(argv: list[str]) -> int | None:
         if _launched_alone():
             print(f"warning: {ALONE}", flush=True)
         if main_process:
-            print(describe(cfg), flush=True)
+            cfg.announcement = describe(cfg)
         train(cfg)
     return 0
 
@@ -203,6 +212,7 @@ def parse(argv: list[str]) -> TrainConfig:
     if not data.get("dataset"):
         raise UserError("nothing to train on; give --config_path=configs/train.yaml, or --dataset.root=DIR.")
 
+    config_files.forget_paths()
     path_fields = TrainConfig.__get_path_fields__()
     words = [f"--{key}={_as_json(key, value)}" for key, value in config_files.options(argv)]
     options = parser.filter_arg("config_path", parser.filter_path_args(path_fields, words))
@@ -242,6 +252,11 @@ def check(cfg: TrainConfig) -> None:
         raise UserError("dataset.episodes is empty; leave it out to train on all of them.")
     if cfg.policy is None and path is None and cfg.reward_model is None:
         raise UserError("no policy; add `policy: {type: act}` or `policy: {path: CHECKPOINT}` to the YAML.")
+    if not cfg.use_policy_training_preset and None in (cfg.optimizer, cfg.scheduler):
+        raise UserError(
+            "use_policy_training_preset is false, so both optimizer and scheduler must be given, such as optimizer: "
+            "{type: adamw, lr: 1.0e-4} and scheduler: {type: diffuser, num_warmup_steps: 500}; or leave it out."
+        )
     for key, least in (("batch_size", 1), ("steps", 1), ("num_workers", 0)):
         if getattr(cfg, key) < least:
             raise UserError(f"{key} {getattr(cfg, key)}: expected at least {least}.")

@@ -85,7 +85,11 @@ def make_plan(selection: Selection, features: Mapping[str, Mapping[str, Any]]) -
         _need(OBS_FORCE in left, "force", OBS_FORCE, left)
         fused = not selection.force.is_token
         _need(not fused or OBS_STATE in left, "force fusion 'state'", OBS_STATE, left)
-    _need(not selection.language_tip or TIP in left, "a language tip", f"no column '{TIP}'", left)
+    if selection.language_tip and TIP not in left:
+        raise UserError(
+            f"a language tip is selected, but the dataset has no column '{TIP}'; record with dataset.language_tip, or "
+            "add it: lerobot-ext tip ROOT --all --set='press until it clicks'"
+        )
 
     plan = []
     for key, feature in features.items():

@@ -26,7 +26,7 @@ def make_selected_datasets(original: Callable[[Any], tuple[Any, Any]], cfg: Any)
 
     Args:
         original: LeRobot's `make_train_eval_datasets`.
-        cfg: A train config with `selection` and `modality` (see `lerobot_ext.commands.train.TrainConfig`).
+        cfg: A train config with `selection`, `modality` and `announce` (see `lerobot_ext.commands.train.TrainConfig`).
 
     Returns:
         What `original` returns, restricted; the second is None without `dataset.eval_split`. The policy's config
@@ -38,6 +38,7 @@ def make_selected_datasets(original: Callable[[Any], tuple[Any, Any]], cfg: Any)
     """
     if cfg.policy is not None:
         check_policy(cfg.policy, cfg.selection)
+    cfg.announce()
     views = _selected_streams(original, cfg) if cfg.dataset.streaming else _selected_views(original, cfg)
     if cfg.policy is not None:
         prepare_policy(cfg.policy, cfg.selection, views[0].meta.features)

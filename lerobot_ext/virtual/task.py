@@ -30,11 +30,27 @@ class PressTask:
         in_episode: Whether somebody has started an episode and not ended it.
     """
 
-    def __init__(self, seed: int = 0, *, operator: bool = True) -> None:
-        self.world = World()
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        operator: bool = True,
+        world: World | None = None,
+        heights_m: tuple[float, float] = HEIGHTS_M,
+    ) -> None:
+        """Begin at rest.
+
+        Args:
+            seed: Of the button's heights and of the operator.
+            operator: Whether there is one.
+            world: A variant of the scene; None: the usual one.
+            heights_m: Range of the button's height above the table.
+        """
+        self.world = World() if world is None else world
         self.episodes: list[Episode] = []
         self.in_episode = False
         self._heights = np.random.default_rng(seed)
+        self._heights_m = heights_m
         self._operator = Operator(seed)
         self._may_operate = operator
         self._waiting = False  # an episode has begun in which the operator has not moved yet
@@ -63,10 +79,14 @@ class PressTask:
         if not self.in_episode:
             return None
         self.in_episode = self._waiting = False
-        world = self.world
-        self.episodes.append(self._referee.verdict(len(self.episodes), world.joints, float(world.tip[2])))
+        self.episodes.append(self.verdict())
         self._operator.go_home()
         return self.episodes[-1]
+
+    def verdict(self) -> Episode:
+        """What the referee would say if the press ended now."""
+        world = self.world
+        return self._referee.verdict(len(self.episodes), world.joints, float(world.tip[2]))
 
     def hand(self, pose: str) -> None:
         """Take both arms, as far as they are unpowered, to a pose of `hand.POSES`; "home" ends it.
@@ -136,7 +156,7 @@ class PressTask:
             self._rested = 0.0
 
     def _new_press(self) -> None:
-        height = round(float(self._heights.uniform(*HEIGHTS_M)), 4)
+        height = round(float(self._heights.uniform(*self._heights_m)), 4)
         self.world.set_block_height(height)
         self.world.set_lamp(False)
         self._referee.start(height)

@@ -16,6 +16,9 @@ from lerobot_ext.virtual.client import LabClient
 from lerobot_ext.virtual.directory import MAX_SOCKET_PATH
 
 
+PATIENCE_S = 10.0  # with a running lab's answer: a test machine may stand still
+
+
 @dataclass(frozen=True)
 class RunningLab:
     """A lab that answers.
@@ -104,6 +107,7 @@ def running_lab(tmp_path: Path, *, start_timeout_s: float = 60.0, **options: obj
         if process.poll() is not None or not (directory / "control").is_socket():
             output.seek(0)
             raise RuntimeError(f"the lab did not start (exit status {process.poll()}): {output.read()}")
+        client.timeout_s = PATIENCE_S
         before = os.environ.get("LEROBOT_LAB_DIR")
         os.environ["LEROBOT_LAB_DIR"] = str(directory)
         try:

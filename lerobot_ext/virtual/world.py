@@ -89,9 +89,10 @@ class World:
             the two tangential components.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model=None) -> None:
+        """The scene of `press.xml`, or of `model`: one compiled from a variant with the same names in it."""
         mujoco = self._mj = load_mujoco()
-        self.model = load_model()
+        self.model = load_model() if model is None else model
         self.data = mujoco.MjData(self.model)
         self.dt = self.model.opt.timestep
         self.force = NO_FORCE

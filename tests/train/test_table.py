@@ -145,7 +145,7 @@ def test_the_table_tells_the_token_and_the_tip(recorded):
 
 @pytest.mark.parametrize(("rank", "shown"), [(None, True), ("0", True), ("1", False)])
 def test_only_the_first_process_prints(write_yaml, capsys, monkeypatch, rank, shown):
-    monkeypatch.setattr(train, "train", lambda cfg: None)
+    monkeypatch.setattr(train, "train", train.TrainConfig.announce)
     monkeypatch.setenv("RANK", rank or "")
     if rank is None:
         monkeypatch.delenv("RANK")
@@ -154,7 +154,7 @@ def test_only_the_first_process_prints(write_yaml, capsys, monkeypatch, rank, sh
 
 
 def test_the_warnings_stand_under_the_table(write_yaml, change, capsys, monkeypatch):
-    monkeypatch.setattr(train, "train", lambda cfg: None)
+    monkeypatch.setattr(train, "train", train.TrainConfig.announce)
     root = change("observation.state", lambda values, episodes: values.__setitem__((slice(None), 0), 1.0))
     dataset = {"repo_id": "test/all", "root": str(root), "video_backend": "pyav"}
     train.main([f"--config_path={write_yaml(dataset=dataset)}"])

@@ -128,7 +128,7 @@ def test_held_out_split_and_workers_share_one_cache(write_yaml, tmp_path, monkey
 
 
 def test_prints_every_feature_with_shapes_and_reasons(write_yaml, capsys, monkeypatch):
-    monkeypatch.setattr(train, "train", lambda cfg: None)
+    monkeypatch.setattr(train, "train", train.TrainConfig.announce)
     train.main([f"--config_path={write_yaml(use_force=True, **RESIZED)}", '--modality.cameras=["wrist"]'])
     lines = {
         line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if line
