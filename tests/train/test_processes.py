@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(write_yaml, policies,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
