@@ -15,7 +15,6 @@ from pathlib import Path
 from lerobot_ext.virtual.client import LabClient
 from lerobot_ext.virtual.directory import MAX_SOCKET_PATH
 
-
 PATIENCE_S = 10.0  # with a running lab's answer: a test machine may stand still
 
 

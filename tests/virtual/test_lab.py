@@ -79,6 +79,22 @@ def test_the_skin_streams_frames_to_whoever_listens(lab):
     assert np.all(values[..., 1:].std(axis=0) < 5)
 
 
+def test_a_broken_message_of_somebody_who_left_costs_nobody_an_answer(lab):
+    """libzmq's REP socket would drop the next reply, most of the time."""
+    context = zmq.Context()
+    try:
+        for _ in range(20):
+            stranger = context.socket(zmq.DEALER)
+            stranger.connect(f"ipc://{lab.directory / 'control'}")
+            stranger.send_multipart([b"no", b"delimiter"])
+            time.sleep(0.02)
+            stranger.close(linger=0)
+            time.sleep(0.02)
+            assert lab.client.status().pid == lab.process.pid
+    finally:
+        context.destroy(linger=0)
+
+
 def test_side_frames_have_colour_depth_and_rising_numbers(lab):
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
