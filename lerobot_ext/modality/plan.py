@@ -87,8 +87,8 @@ def make_plan(selection: Selection, features: Mapping[str, Mapping[str, Any]]) -
         _need(not fused or OBS_STATE in left, "force fusion 'state'", OBS_STATE, left)
     if selection.language_tip and TIP not in left:
         raise UserError(
-            f"a language tip is selected, but the dataset has no column '{TIP}'; record with dataset.language_tip, or "
-            "add it: lerobot-ext tip ROOT --all --set='press until it clicks'"
+            f"a language tip is selected, but the dataset has no column '{TIP}'; it has: {_listed(left)}. Record with "
+            "dataset.language_tip, or add it: lerobot-ext tip ROOT --all --set='press until it clicks'"
         )
 
     plan = []
