@@ -16,6 +16,20 @@ DEFAULT_INPUTS = {
     IMAGE: PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
 }
 
+TRAINED_ACT = {
+    "type": "act",
+    "device": "cpu",
+    "pretrained_backbone_weights": None,
+    "dim_model": 32,
+    "n_heads": 2,
+    "dim_feedforward": 64,
+    "n_encoder_layers": 1,
+    "n_vae_encoder_layers": 1,
+    "chunk_size": 5,
+    "n_action_steps": 5,
+}
+"""The `policy:` section of a tiny ACT, for tests that train one by the command."""
+
 
 def make_act(path: Path, seed: int = 0, inputs: dict | None = None, **changes) -> Path:
     """An ACT of 0.3 M parameters beside its ResNet: one 64x64 picture, 6 joints, chunks of 20, 5 of them executed."""

@@ -1,5 +1,6 @@
 """No test talks to the hub; MuJoCo renders in software; small real checkpoints and a real server for whoever asks."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -27,6 +28,16 @@ def unhurried_bus(monkeypatch):
         self.packet_timeout += 500
 
     monkeypatch.setattr(feetech, "patch_setPacketTimeout", unhurried)
+
+
+@pytest.fixture
+def undisturbed_logging():
+    """LeRobot's commands set the root logger up for themselves."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from checkpoints import TRAINED_ACT
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies import make_pre_post_processors
@@ -34,18 +35,6 @@ SELECTED = {
     },
 }
 CELLS = [(kind, name) for kind in ("act", "smolvla") for name in SELECTED if (kind, name) != ("act", "token")]
-ACT = {
-    "type": "act",
-    "device": "cpu",
-    "pretrained_backbone_weights": None,
-    "dim_model": 32,
-    "n_heads": 2,
-    "dim_feedforward": 64,
-    "n_encoder_layers": 1,
-    "n_vae_encoder_layers": 1,
-    "chunk_size": 5,
-    "n_action_steps": 5,
-}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,7 @@ def policies(tmp_path_factory):
     from lerobot_ext.virtual.tiny_vlm import make_tiny_vlm, smolvla_overrides
 
     vlm = make_tiny_vlm(tmp_path_factory.mktemp("vlm") / "tiny")
-    return {"act": ACT, "smolvla": smolvla_overrides(vlm, chunk_size=5)}
+    return {"act": TRAINED_ACT, "smolvla": smolvla_overrides(vlm, chunk_size=5)}
 
 
 @pytest.fixture(scope="module", params=CELLS, ids=lambda cell: f"{cell[0]}-{cell[1].replace(' ', '_')}")

@@ -1,7 +1,6 @@
 """Stock `lerobot-rollout` on the lab, its policy on a server in another process, with both engines for chunks."""
 
 import json
-import logging
 import sys
 
 import numpy as np
@@ -15,6 +14,8 @@ from servers import ServerProcess
 
 from lerobot_ext.recording.episodes import EpisodeListener, add_listener, remove_listener
 from lerobot_ext.virtual.testing import running_lab
+
+pytestmark = pytest.mark.usefixtures("undisturbed_logging")
 
 BASE = ("--strategy.type=base", "--duration=5", "--task=press")
 
@@ -71,16 +72,6 @@ def rollout(lab, server, monkeypatch):
         return np.array(sent)
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def undisturbed_logging():
-    """LeRobot's command sets the root logger up for itself."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_engine_async(rollout, tmp_path):

@@ -8,25 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkpoints import TRAINED_ACT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # The dataset is the one of tests/modality.
 sys.path.append(str(Path(__file__).parents[1] / "modality"))
 from small_dataset import make_dataset
-
-ACT = {
-    "type": "act",
-    "device": "cpu",
-    "pretrained_backbone_weights": None,
-    "dim_model": 32,
-    "n_heads": 2,
-    "dim_feedforward": 64,
-    "n_encoder_layers": 1,
-    "n_vae_encoder_layers": 1,
-    "chunk_size": 5,
-    "n_action_steps": 5,
-}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +27,7 @@ def policies(tmp_path_factory) -> dict[str, dict]:
     from lerobot_ext.virtual.tiny_vlm import make_tiny_vlm, smolvla_overrides
 
     vlm = make_tiny_vlm(tmp_path_factory.mktemp("vlm") / "tiny")
-    return {"act": ACT, "smolvla": smolvla_overrides(vlm, chunk_size=5)}
+    return {"act": TRAINED_ACT, "smolvla": smolvla_overrides(vlm, chunk_size=5)}
 
 
 @pytest.fixture

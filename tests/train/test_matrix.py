@@ -3,7 +3,6 @@
 Evaluated here and on a server, and told nothing but the checkpoint. `pytest -s` prints what each one saw.
 """
 
-import logging
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from on_the_lab import CAMERAS, HEIGHT, TIP, WIDTH, serving, watched, wire_bytes
 
 from lerobot_ext.commands.main import main
 from lerobot_ext.virtual.testing import running_lab
+
+pytestmark = pytest.mark.usefixtures("undisturbed_logging")
 
 RESIZE = [48, 64]
 STATE, FORCE, HISTORY = 6, 15, 4
@@ -82,16 +83,6 @@ def table():
         "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
     ]
     sys.stdout.write("\n".join(line.rstrip() for line in ["", *lines, ""]))
-
-
-@pytest.fixture(autouse=True)
-def undisturbed_logging():
-    """LeRobot's commands set the root logger up for themselves."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture
