@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,19 +61,34 @@ def make_smolvla(path: Path, vlm: Path, seed: int = 0, inputs: dict | None = Non
     return make_checkpoint("smolvla", path, seed, inputs, **{**options, **changes})
 
 
-def make_checkpoint(kind: str, path: Path, seed: int = 0, inputs: dict | None = None, **options) -> Path:
-    """Any policy with random weights and made-up statistics, saved as LeRobot's training saves it."""
+def make_checkpoint(
+    kind: str,
+    path: Path,
+    seed: int = 0,
+    inputs: dict | None = None,
+    change: Callable | None = None,
+    action_dim: int = STATE,
+    **options,
+) -> Path:
+    """Any policy with random weights and made-up statistics, saved as LeRobot's training saves it.
+
+    Args:
+        change: Called with preprocessor and postprocessor before they are saved.
+        action_dim: Width of an action.
+    """
     torch.manual_seed(seed)
     config = make_policy_config(
         kind,
         device="cpu",
         push_to_hub=False,
         input_features=dict(inputs or DEFAULT_INPUTS),
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (STATE,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
         **options,
     )
     policy = get_policy_class(kind)(config).eval()
     processors = make_pre_post_processors(config, dataset_stats=statistics(config))
+    if change is not None:
+        change(*processors)
     policy.save_pretrained(path)
     for processor in processors:
         processor.save_pretrained(path)
@@ -87,7 +103,8 @@ def statistics(config) -> dict:
         shape = (feature.shape[0], 1, 1) if feature.type is FeatureType.VISUAL else feature.shape
         mean = rng.uniform(-0.5, 0.5, shape).astype(np.float32)
         std = rng.uniform(0.5, 2.0, shape).astype(np.float32)
-        stats[name] = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2 * std}
+        low, high = mean - 2 * std, mean + 2 * std
+        stats[name] = {"mean": mean, "std": std, "min": low, "max": high, "q01": low, "q99": high}
     return stats
 
 

@@ -5,7 +5,12 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Machines stand still for longer than the 200 ms that it allows an example by default.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

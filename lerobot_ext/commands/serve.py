@@ -1,4 +1,4 @@
-"""`lerobot-ext serve`: a checkpoint, loaded and warmed up, answers robots over the network until it is stopped."""
+"""`lerobot-ext serve`: checkpoints, loaded and warmed up, answer robots over the network until it is stopped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lerobot_ext.commands.options import Options
+from lerobot_ext.commands.serve_doors import check_doors, parse_door
 
 if TYPE_CHECKING:
     from simplify_work.server.server import PolicyServer
+    from simplify_work.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,13 @@ def arguments() -> argparse.ArgumentParser:
         "chunks of actions. Prints a line that begins with 'ready' when it does. Ctrl-C or SIGTERM stop it.",
     )
     parser.add_argument(
-        "--policy.path", dest="path", metavar="PATH", required=True, help="checkpoint: …/pretrained_model"
+        "--policy.path",
+        dest="paths",
+        metavar="PATH",
+        action="append",
+        required=True,
+        help="checkpoint: …/pretrained_model; may be given again: the first one answers at --port, doors see all of them, "
+        "and each is loaded (memory!)",
     )
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -47,6 +56,25 @@ def arguments() -> argparse.ArgumentParser:
         "--insecure",
         action="store_true",
         help="listen beyond this machine without keys: anybody may use the policy",
+    )
+    doors = parser.add_argument_group(
+        "doors",
+        "for clients that were written for other servers; none of their protocols is safe in a network",
+    )
+    doors.add_argument(
+        "--door",
+        dest="doors",
+        metavar="NAME:PORT",
+        action="append",
+        default=[],
+        help="open a door, or NAME:HOST:PORT; may be given again: act_zmq (ACT's pickles over ZeroMQ, first checkpoint), "
+        "lerobot_grpc (LeRobot's robot_client), openpi_ws (openpi-client)",
+    )
+    doors.add_argument(
+        "--door_host",
+        metavar="HOST",
+        default="127.0.0.1",
+        help="address that doors listen on (default: %(default)s)",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--device", help="cuda, cuda:1, cpu, … (default: the checkpoint's)")
@@ -68,6 +96,12 @@ def arguments() -> argparse.ArgumentParser:
         default=600.0,
         help="a silent session ends after it (default: %(default)g)",
     )
+    how.add_argument(
+        "--end_with",
+        type=int,
+        metavar="PID",
+        help="end when the process that started this one, PID, has ended",
+    )
     watch = parser.add_argument_group("watching it")
     watch.add_argument(
         "--metrics_port", type=int, help="Prometheus endpoint, 0 chooses a port (default: none)"
@@ -85,29 +119,47 @@ def main(argv: list[str]) -> int | None:
     from simplify_work.wire.address import parse_address, tcp_address
 
     address = parse_address(args.address) if args.address else tcp_address(args.host, args.port)
-    checkpoint.check_checkpoint(args.path)
+    for path in args.paths:
+        checkpoint.check_checkpoint(path)
 
-    # The port is taken before torch and the weights are loaded: a mistake is told at once.
+    if args.end_with is not None:
+        from simplify_work.server import parent
+
+        parent.end_with(args.end_with, address)
+
+    # The ports are taken or tried before torch and the weights are loaded: a mistake is told at once.
     from simplify_work.wire import listen
 
     socket = listen.bind(address, keys=_keys(args.keys), insecure=args.insecure)
     with ExitStack() as stack:
         closing = stack.enter_context(ExitStack())
         closing.callback(socket.close, linger=0)
+        open_door = check_doors(args.doors) if args.doors else []
+
         from simplify_work.server.runner import PolicyRunner
         from simplify_work.server.server import PolicyServer
+        from simplify_work.server.worker import Worker
 
-        print(f"loading {args.path} …", flush=True)
-        runner = PolicyRunner(args.path, args.device, args.dtype, args.compile)
-        warm_up_s = runner.warm_up()
+        runners, warm_ups = [], []
+        for path in args.paths:
+            print(f"loading {path} …", flush=True)
+            runner = PolicyRunner(path, args.device, args.dtype, args.compile)
+            warm_ups.append(runner.warm_up())
+            runners.append(runner)
         endpoint = listen.endpoint(socket)
-        server = PolicyServer(
-            runner,
-            socket,
-            max_sessions=args.max_sessions,
-            idle_timeout_s=args.idle_timeout_s,
-            max_batch=args.max_batch,
-        )
+        limits = {
+            "max_sessions": args.max_sessions,
+            "idle_timeout_s": args.idle_timeout_s,
+            "max_batch": args.max_batch,
+        }
+        server = PolicyServer(runners[0], socket, path=args.paths[0], **limits)
+        workers = [
+            Worker(runner, path, **limits) for path, runner in zip(args.paths[1:], runners[1:], strict=True)
+        ]
+        brains = [server.worker, *workers]
+        doors = [
+            door(brains, where.host, where.port) for door, where in zip(open_door, args.doors, strict=True)
+        ]
         if args.metrics_port is not None:
             metrics = server.metrics.serve(args.metrics_port, args.metrics_host)
             stack.callback(metrics.close)
@@ -118,16 +170,21 @@ def main(argv: list[str]) -> int | None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        server.start()
-        wants = ", ".join(map(str, runner.inputs))
-        print(
-            f"ready: {runner.config.type} at {endpoint} wants {wants}; gives {runner.chunk_size} actions of "
-            f"{runner.action_dim} (on {runner.device}, first chunk took {warm_up_s:.2f} s)",
-            flush=True,
-        )
-        _watch(server, stop)
-        failed = not server.running
-        server.stop()
+        for each in (server, *workers, *doors):
+            stack.callback(each.stop)
+            each.start()
+        for number, (runner, warm_up_s) in enumerate(zip(runners, warm_ups, strict=True)):
+            where = endpoint if number == 0 else f"the doors as {args.paths[number]}"
+            wants = ", ".join(map(str, runner.inputs))
+            print(
+                f"ready: {runner.config.type} at {where} wants {wants}; gives {runner.chunk_size} actions of "
+                f"{runner.action_dim} (on {runner.device}, first chunk took {warm_up_s:.2f} s)",
+                flush=True,
+            )
+        for door in doors:
+            print(f"ready: door {door.name} at {door.endpoint}", flush=True)
+        _watch(server, stop, workers)
+        failed = not all(each.running for each in (server, *workers))
     print("stopped.", flush=True)
     return 1 if failed else 0
 
@@ -144,6 +201,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         port = getattr(args, name)
         if port is not None and not 0 <= port <= 65535:
             parser.error(f"--{name}={port} is not a port, expected 0 to 65535")
+    args.doors = [parse_door(text, args.door_host) for text in args.doors]
+    if len(args.paths) > 1 and not args.doors:
+        parser.error(
+            f"--policy.path is given {len(args.paths)} times, but only doors let clients choose among checkpoints; open a "
+            "--door, or serve each from a server of its own"
+        )
     if args.max_sessions < 1:
         parser.error(f"--max_sessions={args.max_sessions} admits nobody, expected 1 or more")
     if args.max_batch < 1:
@@ -161,22 +224,24 @@ def _keys(folder: str | None):
     return ServerKeys.load(folder)
 
 
-def _watch(server: PolicyServer, stop: threading.Event) -> None:
+def _watch(server: PolicyServer, stop: threading.Event, workers: Sequence[Worker] = ()) -> None:
     """Show what the server does until it is stopped or fails: a status line on a terminal, else a line now and then."""
+    each = (server, *workers)
     if sys.stdout.isatty():
-        _show(server, stop)
+        _show(each, stop)
         return
     waited = 0.0
-    while not stop.wait(_STATUS_EVERY_S) and server.running:
+    while not stop.wait(_STATUS_EVERY_S) and all(one.running for one in each):
         waited += _STATUS_EVERY_S
         if waited >= _LINE_EVERY_S:
             waited = 0.0
-            figures = server.metrics.figures(_LINE_EVERY_S)
-            if figures.sessions or figures.chunks_per_s:
-                logger.info("%s", figures)
+            for number, one in enumerate(each):
+                figures = one.metrics.figures(_LINE_EVERY_S)
+                if figures.sessions or figures.chunks_per_s:
+                    logger.info("%s%s", f"checkpoint {number + 1}: " if workers else "", figures)
 
 
-def _show(server: PolicyServer, stop: threading.Event) -> None:
+def _show(each: Sequence[PolicyServer | Worker], stop: threading.Event) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -185,7 +250,8 @@ def _show(server: PolicyServer, stop: threading.Event) -> None:
     with Live(console=Console(), refresh_per_second=4, transient=True) as live:
         for handler in logs:  # log lines go above the status line
             handler.setStream(sys.stderr)
-        while not stop.wait(_STATUS_EVERY_S) and server.running:
-            live.update(Text(str(server.metrics.figures()), no_wrap=True, overflow="ellipsis"))
+        while not stop.wait(_STATUS_EVERY_S) and all(one.running for one in each):
+            lines = "\n".join(str(one.metrics.figures()) for one in each)
+            live.update(Text(lines, no_wrap=True, overflow="ellipsis"))
     for handler in logs:
         handler.setStream(sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,8 +34,8 @@ class Decoders:
             min(os.cpu_count() or 1, _MAX_THREADS), thread_name_prefix="policy-server-decoder"
         )
         self._lock = threading.Lock()
-        self._next: dict[bytes, tuple[Job, Read]] = {}
-        self._busy: set[bytes] = set()
+        self._next: dict[Hashable, tuple[Job, Read]] = {}
+        self._busy: set[Hashable] = set()
 
     def submit(self, job: Job, read: Read) -> None:
         """Read a job's arrays soon; takes the place of an older one of the same session that has not begun."""
@@ -49,7 +49,7 @@ class Decoders:
         """Let what has not begun be."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, session: bytes) -> None:
+    def _decode(self, session: Hashable) -> None:
         with self._lock:
             job, read = self._next.pop(session)
         try:

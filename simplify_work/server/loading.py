@@ -42,11 +42,6 @@ def load_config(path: str, device: str | None) -> PreTrainedConfig:
         config.device = device
     if config.use_peft:
         raise UserError(f"checkpoint {path} is a PEFT adapter; merge it into its base model and serve that.")
-    if getattr(config, "temporal_ensemble_coeff", None) is not None:
-        raise UserError(
-            f"policy '{config.type}' has temporal_ensemble_coeff={config.temporal_ensemble_coeff}, which needs every "
-            "observation; served policies get one observation a chunk. Set it to null in the checkpoint's config.json."
-        )
     if config.action_feature is None or not config.input_features:
         raise UserError(
             f"the config of checkpoint {path} names no input features or no action; was it trained?"
@@ -70,8 +65,11 @@ def load_policy(path: str, config: PreTrainedConfig) -> torch.nn.Module:
         ) from error
     policy = policy.to(config.device).eval()
     if config.device == "cpu":
-        # torch's convolutions of one small picture are twice as fast in this order of the weights.
-        policy = policy.to(memory_format=torch.channels_last)
+        # torch's convolutions of one small picture are twice as fast in this order of the weights. Not by
+        # `policy.to`, which fails where there are three-dimensional ones, as in GR00T's backbone.
+        for weights in policy.parameters():
+            if weights.ndim == 4:
+                weights.data = weights.data.to(memory_format=torch.channels_last)
     return policy
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lerobot_ext.rollout.seeds import seeded
+
 Predict = Callable[..., Tensor]
 
 # Differences of float arithmetic, against which noise stands out.
@@ -110,14 +112,6 @@ class NoiseSource:
         if self._device.type == "cuda":
             state = torch.cat([state, torch.cuda.get_rng_state(self._device)])
         return state.numpy().tobytes()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """`torch.manual_seed(seed)` inside, the generators afterwards as they were before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

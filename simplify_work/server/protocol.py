@@ -31,6 +31,7 @@ class Served:
         supports_rtc: True if a request may have `rtc`.
         takes_tip: Whether the policy was trained on tasks with language tips.
         pictures: At what size the policy looks at pictures.
+        temporal_ensemble_coeff: ACT's, if the checkpoint has one; whoever executes the chunks ensembles them.
         postprocessor: Scale and offset, both (action_dim,) float64, where actions are `model * scale + offset`.
     """
 
@@ -44,6 +45,7 @@ class Served:
     supports_rtc: bool = False
     takes_tip: bool = False
     pictures: tuple[PictureUse, ...] = ()
+    temporal_ensemble_coeff: float | None = None
     postprocessor: tuple[np.ndarray, np.ndarray] | None = None
 
 

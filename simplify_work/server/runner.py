@@ -20,13 +20,15 @@ from torch import Tensor
 import lerobot_ext
 from lerobot_ext.errors import UserError
 from lerobot_ext.rollout.guidance import Guidance, check_guidance, guided, supports_guidance
+from lerobot_ext.rollout.native_rtc import continues_itself
+from lerobot_ext.rollout.seeds import seeded
 from simplify_work.server import checkpoint
 from simplify_work.server.affine import affine_form
 from simplify_work.server.batching import WORDS, Batch, join, likeness, pad_words
 from simplify_work.server.history import ObservationQueues
 from simplify_work.server.loading import first_line, load_config, load_policy, load_processors
 from simplify_work.server.memory import PolicyMemory
-from simplify_work.server.noise import NoiseSource, seeded
+from simplify_work.server.noise import NoiseSource
 from simplify_work.server.pictures import pictures_used
 from simplify_work.server.protocol import Inference, Request, Served
 from simplify_work.server.session import PolicySession
@@ -87,7 +89,7 @@ class PolicyRunner:
         self.inputs = wanted_from_robot(self.config.input_features, self._processors[0])
         self.action_dim = self.config.action_feature.shape[0]
         self.n_obs_steps = self.config.n_obs_steps
-        self.supports_rtc = supports_guidance(self._policy)
+        self.supports_rtc = supports_guidance(self._policy, self._processors[1])
         self.chunk_size = 0
         self.n_action_steps = 0
         self.batches = False
@@ -111,6 +113,7 @@ class PolicyRunner:
             supports_rtc=self.supports_rtc,
             takes_tip=takes_tip(self._processors[0]),
             pictures=self._pictures,
+            temporal_ensemble_coeff=getattr(self.config, "temporal_ensemble_coeff", None),
             postprocessor=self._postprocessor_form,
         )
 
@@ -156,6 +159,7 @@ class PolicyRunner:
                 f"({type(error).__name__}: {error})."
             ) from error
         took = time.perf_counter() - started
+        session.leave_tokenizers(self._processors)
         self.chunk_size = len(actions)
         self.n_action_steps = min(
             getattr(self.config, "n_action_steps", None) or self.chunk_size, self.chunk_size
@@ -206,6 +210,7 @@ class PolicyRunner:
             check_guidance(self._policy, guidance)
         steps = session.preprocess(request)
         alone = not self.batches or self._memory.slots or not (request.seed is None or self._noise.batches)
+        alone = alone or (guidance is not None and continues_itself(self._policy))
         # A gradient through the denoiser is paid by the whole batch; without it guided and unguided go together.
         gradient = guidance is not None and guidance.rtc.guidance == "jacobian"
         kind = (index if alone else None, gradient, tuple(likeness(step, self._pads_words) for step in steps))

@@ -1,7 +1,7 @@
-"""The server: one thread reads the socket, one runs the policy and answers; sessions are known by their identity.
+"""Our own clients' server: one thread reads a ZeroMQ socket; clients are known by their identity there.
 
 The reading thread never waits for the policy, so that a Hello is answered and garbage refused at any time. What
-infers is anything with the protocol of `protocol.Runner`.
+infers, and answers from its own thread, is in `worker`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import zmq
@@ -18,19 +19,12 @@ import zmq
 import lerobot_ext
 from simplify_work.server.channel import Channel
 from simplify_work.server.decoders import Decoders
-from simplify_work.server.mailbox import Job, Mailbox
-from simplify_work.server.metrics import Metrics
-from simplify_work.server.protocol import Inference, Request, Runner, SessionState
+from simplify_work.server.mailbox import Answer, Job
+from simplify_work.server.protocol import Runner
+from simplify_work.server.worker import IDLE_TIMEOUT_S, MAX_BATCH, MAX_SESSIONS, Session, Worker
 from simplify_work.wire import listen, sockets
 from simplify_work.wire.codec import pack, peek, read_arrays
-from simplify_work.wire.errors import (
-    RemoteError,
-    RemoteInferenceError,
-    ServerBusy,
-    SessionLost,
-    Superseded,
-    WireFormatError,
-)
+from simplify_work.wire.errors import RemoteError, RemoteInferenceError, SessionLost, WireFormatError
 from simplify_work.wire.features import check_features
 from simplify_work.wire.messages import (
     ACTIONS,
@@ -38,11 +32,9 @@ from simplify_work.wire.messages import (
     MODEL_ACTIONS,
     POSTPROCESSOR_OFFSET,
     POSTPROCESSOR_SCALE,
-    PREV_CHUNK_LEFT_OVER,
     Bye,
     Chunk,
     Done,
-    Durations,
     Error,
     Hello,
     Infer,
@@ -54,10 +46,6 @@ from simplify_work.wire.shared import SharedView
 
 logger = logging.getLogger(__name__)
 
-MAX_SESSIONS = 64
-MAX_BATCH = 16
-IDLE_TIMEOUT_S = 600.0
-
 _POLL_S = 0.2
 _BYE_LINGER_MS = 500
 _BYE_HEAD_START_S = 0.1
@@ -66,20 +54,16 @@ _MALFORMED_LOGGED = 10  # lines about garbage before only the count is kept
 
 
 @dataclass
-class _Session:
+class _Client:
     """One client.
 
     Attributes:
-        client: Its name.
-        state: Of its policy and processors.
-        last_seen_s: `monotonic` time of its last message.
+        session: Of its robot.
         memory_name: Name of its shared memory.
         memory: The server's access to that.
     """
 
-    client: str
-    state: SessionState
-    last_seen_s: float = field(default_factory=time.monotonic)
+    session: Session
     memory_name: str | None = None
     memory: SharedView | None = None
 
@@ -94,13 +78,14 @@ class _Session:
             try:
                 self.memory = SharedView(name)
             except WireFormatError as error:
-                logger.warning("%s sends its arrays through the socket: %s", self.client, error)
+                logger.warning("%s sends its arrays through the socket: %s", self.session.client, error)
 
 
 class PolicyServer:
     """Answers robots with chunks of a policy's actions.
 
     Attributes:
+        worker: What infers; doors may use it, too.
         metrics: What it did.
 
     Args:
@@ -109,6 +94,7 @@ class PolicyServer:
         max_sessions: Further clients are refused.
         idle_timeout_s: A session without a message for this long is ended.
         max_batch: Observations inferred at once, at most.
+        path: The checkpoint, as the user named it.
     """
 
     def __init__(
@@ -118,24 +104,18 @@ class PolicyServer:
         max_sessions: int = MAX_SESSIONS,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         max_batch: int = MAX_BATCH,
+        path: str = "",
     ) -> None:
-        self._runner = runner
+        self.worker = Worker(runner, path, max_sessions, idle_timeout_s, max_batch)
+        self.metrics = self.worker.metrics
         self._shares_memory = listen.endpoint(socket).startswith("ipc://")
         self._strangers = sockets.Strangers(socket)
         self._channel = Channel(socket)
-        self._max_sessions = max_sessions
-        self._max_batch = max_batch
-        self._idle_timeout_s = idle_timeout_s
-        self._sessions: dict[bytes, _Session] = {}
-        self._mailbox = Mailbox()
+        self._clients: dict[bytes, _Client] = {}
         self._decoders = Decoders(self._decoded)
         self._stopping = threading.Event()
         self._malformed = 0
-        self.metrics = Metrics(lambda: len(self._sessions))
-        self._threads = [
-            threading.Thread(target=self._serve, name="policy-server-socket", daemon=True),
-            threading.Thread(target=self._work, name="policy-server-worker", daemon=True),
-        ]
+        self._thread = threading.Thread(target=self._serve, name="policy-server-socket", daemon=True)
 
     @property
     def malformed(self) -> int:
@@ -145,21 +125,21 @@ class PolicyServer:
     @property
     def running(self) -> bool:
         """True from `start` until `stop`, unless one of the threads failed."""
-        return all(thread.is_alive() for thread in self._threads)
+        return self._thread.is_alive() and self.worker.running
 
     def start(self) -> None:
         """Begin to answer."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
+        self.worker.start()
 
     def stop(self) -> None:
         """Tell the clients, and end after the chunk that is being inferred."""
         self._stopping.set()
-        self._mailbox.close()
+        self.worker.close()
         self._decoders.close()
         self._channel.wake()
-        for thread in self._threads:
-            thread.join(_STOP_TIMEOUT_S)
+        self._thread.join(_STOP_TIMEOUT_S)
+        self.worker.stop()
 
     # --- the socket's thread ---
 
@@ -169,15 +149,15 @@ class PolicyServer:
                 if (message := self._channel.receive(_POLL_S)) is not None:
                     identity, *frames = message
                     self._receive(identity.bytes, frames)
-                self._end_idle_sessions()
+                self._forget_ended()
                 for _ in range(self._strangers.arrived()):
                     self._count_malformed(
                         "a connection that does not speak ZeroMQ, or not as this server does"
                     )
-            for identity, session in self._sessions.items():
+            for identity, client in self._clients.items():
                 self._reply(identity, Bye(reason="the server was stopped."))
-                session.share(None)
-            if self._sessions:  # so that they read it before they notice the end of the connection
+                client.share(None)
+            if self._clients:  # so that they read it before they notice the end of the connection
                 time.sleep(_BYE_HEAD_START_S)
         except Exception:
             logger.exception("the server's socket failed; no client is served any more")
@@ -198,8 +178,7 @@ class PolicyServer:
                 case Hello():
                     self._welcome(identity, message)
                 case Reset():
-                    self._known(identity)
-                    self._queue(Job(identity, message))
+                    self.worker.submit(self._job(identity, message, {}))
                 case Bye():
                     self._end(identity, message.reason)
                 case _:
@@ -209,30 +188,30 @@ class PolicyServer:
 
     def _refuse(self, identity: bytes, request: int | None, error: Exception) -> None:
         """Answer with an error."""
+        self._reply(identity, _error(request, self._counted(f"client {identity.hex()[:8]}", error)))
+
+    def _counted(self, client: str, error: Exception) -> RemoteError:
+        """Note that a message of a client was refused, and what to tell it."""
         if isinstance(error, WireFormatError):
-            self._count_malformed(f"a message of client {identity.hex()[:8]}: {error}")
+            self._count_malformed(f"a message of {client}: {error}")
         else:
             self.metrics.refused.inc()
-        if not isinstance(error, RemoteError):
-            logger.error("a message of client %s could not be handled", identity.hex()[:8], exc_info=error)
-            error = RemoteInferenceError(f"the server failed: {error}")
-        self._reply(identity, _error(request, error))
+        if isinstance(error, RemoteError):
+            return error
+        logger.error("a message of %s could not be handled", client, exc_info=error)
+        return RemoteInferenceError(f"the server failed: {error}")
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         """Open the session, or go on with it, and say what is served."""
-        served = self._runner.served
+        served = self.worker.served
         if hello.features is not None:
             check_features(served.inputs, hello.features, served.policy_type)
-        session = self._sessions.get(identity)
-        if session is None:
-            if len(self._sessions) >= self._max_sessions:
-                raise ServerBusy(
-                    f"the server has its {self._max_sessions} sessions; wait for one to end, or start another server."
-                )
-            session = self._sessions[identity] = _Session(hello.client, self._runner.open_session())
-            logger.info("session of %s began (%d now)", hello.client, len(self._sessions))
-        session.last_seen_s = time.monotonic()
-        session.share(hello.shared_memory if self._shares_memory else None)
+        client = self._clients.get(identity)
+        if client is None or client.session.ended:
+            self._forget(identity)
+            client = self._clients[identity] = _Client(self.worker.open_session(hello.client))
+        client.session.touch()
+        client.share(hello.shared_memory if self._shares_memory else None)
         welcome = Welcome(
             request=hello.request,
             server=f"lerobot_ext {lerobot_ext.__version__}",
@@ -246,58 +225,59 @@ class PolicyServer:
             supports_rtc=served.supports_rtc,
             takes_tip=served.takes_tip,
             pictures=served.pictures,
-            shared_memory=session.memory is not None,
+            temporal_ensemble_coeff=served.temporal_ensemble_coeff,
+            shared_memory=client.memory is not None,
         )
         arrays = {}
         if served.postprocessor is not None:
             arrays = dict(zip((POSTPROCESSOR_SCALE, POSTPROCESSOR_OFFSET), served.postprocessor, strict=True))
         self._reply(identity, welcome, arrays)
 
-    def _known(self, identity: bytes) -> _Session:
-        session = self._sessions.get(identity)
-        if session is None:
+    def _job(self, identity: bytes, message: Infer | Reset, arrays: Mapping[str, np.ndarray] | None) -> Job:
+        answer = partial(self._answer, identity, message.request)
+        return Job(self._known(identity).session, message, arrays, answer)
+
+    def _known(self, identity: bytes) -> _Client:
+        client = self._clients.get(identity)
+        if client is None:
             raise SessionLost(
                 "the server does not know this client; it was restarted or the client was idle."
             )
-        session.last_seen_s = time.monotonic()
-        return session
+        client.session.touch()
+        return client
 
     def _observe(self, identity: bytes, message: Infer, frames: list[zmq.Frame]) -> None:
         """Queue an observation; encoded pictures are left to the decoders."""
-        session = self._known(identity)
-        self.metrics.requests.inc()
+        memory = self._known(identity).memory
         infos = message.arrays
         if all(info.encoding == "raw" for info in infos) or any(info.offset is not None for info in infos):
-            self._queue(Job(identity, message, read_arrays(message, frames, session.memory)))
+            self.worker.submit(self._job(identity, message, read_arrays(message, frames, memory)))
             return
-        job = Job(identity, message, None)
-        self._queue(job)
+        job = self._job(identity, message, None)
+        self.worker.submit(job)
         self._decoders.submit(job, lambda: read_arrays(message, frames))
-
-    def _queue(self, job: Job) -> None:
-        for old in self._mailbox.put(job):
-            self.metrics.superseded.inc()
-            newer = Superseded("a newer request of the same robot took this one's place.")
-            self._reply(old.session, _error(old.message.request, newer))
 
     def _decoded(self, job: Job, found: Mapping[str, np.ndarray] | Exception) -> None:
         """A decoder is done with a job (in its thread)."""
         if not isinstance(found, Exception):
-            self._mailbox.complete(job, found)
-        elif self._mailbox.withdraw(job):
-            self._refuse(job.session, job.message.request, found)
+            self.worker.waiting.complete(job, found)
+        elif self.worker.withdraw(job):
+            job.answer(Answer(self._counted(job.session.client, found)))
+
+    def _forget(self, identity: bytes) -> None:
+        client = self._clients.pop(identity, None)
+        if client is not None:
+            client.share(None)
 
     def _end(self, identity: bytes, reason: str) -> None:
-        session = self._sessions.pop(identity, None)
-        self._mailbox.discard(identity)
-        if session is not None:
-            session.share(None)
-            logger.info("session of %s ended: %s (%d left)", session.client, reason, len(self._sessions))
+        if (client := self._clients.get(identity)) is not None:
+            self.worker.end(client.session, reason)
+            self._forget(identity)
 
-    def _end_idle_sessions(self) -> None:
-        limit = time.monotonic() - self._idle_timeout_s
-        for identity in [key for key, session in self._sessions.items() if session.last_seen_s < limit]:
-            self._end(identity, f"silent for {self._idle_timeout_s:g} s")
+    def _forget_ended(self) -> None:
+        """Let go of what clients held whose sessions the worker ended."""
+        for identity in [key for key, client in self._clients.items() if client.session.ended]:
+            self._forget(identity)
 
     def _count_malformed(self, what: str) -> None:
         """Log the first ones; garbage must not be able to fill the disk."""
@@ -310,79 +290,20 @@ class PolicyServer:
     def _reply(self, identity: bytes, message: Message, arrays: dict[str, np.ndarray] | None = None) -> None:
         self._channel.send([identity, *pack(message, arrays)])
 
-    # --- the worker's thread ---
+    # --- for the worker's and the decoders' threads, too ---
 
-    def _work(self) -> None:
-        while (jobs := self._mailbox.take(self._max_batch)) is not None:
-            asked: list[tuple[Job, Request]] = []
-            for job in jobs:
-                session = self._sessions.get(job.session)
-                if session is None:
-                    continue
-                if isinstance(job.message, Reset):
-                    self._reset(session, job)
-                else:
-                    asked.append((job, _request(session.state, job)))
-            if asked:
-                self._infer(asked)
-
-    def _reset(self, session: _Session, job: Job) -> None:
-        try:
-            session.state.reset()
-            self._reply(job.session, Done(request=job.message.request))
-        except Exception as error:
-            self._fail(job, error)
-
-    def _infer(self, asked: Sequence[tuple[Job, Request]]) -> None:
-        """Answer each request as soon as its chunk is there."""
-        waiting = dict(enumerate(asked))
-        sent: list[tuple[Durations, int]] = []
-        try:
-            for index, outcome in self._runner.infer([request for _, request in asked]):
-                job, _ = waiting.pop(index)
-                if isinstance(outcome, Exception):
-                    self._fail(job, outcome)
-                else:
-                    sent.append((self._answer(job, outcome), outcome.batch_size))
-        except Exception as error:
-            for job, _ in waiting.values():
-                self._fail(job, error)
-        for durations, batch_size in sent:  # counted when nobody waits for it
-            self.metrics.chunk_sent(durations, batch_size)
-
-    def _answer(self, job: Job, result: Inference) -> Durations:
-        arrays = {ACTIONS: result.actions}
-        if result.model_actions is not None:
-            arrays[MODEL_ACTIONS] = result.model_actions
-        worked_s = result.preprocess_s + result.infer_s + result.postprocess_s
-        queue_s = max(0.0, time.perf_counter() - job.received_s - worked_s)
-        durations = Durations(queue_s, result.preprocess_s, result.infer_s, result.postprocess_s)
-        self._reply(job.session, Chunk(request=job.message.request, durations=durations), arrays)
-        return durations
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        self.metrics.refused.inc()
-        if not isinstance(error, RemoteError):
-            logger.error("the policy failed on an observation", exc_info=error)
-            text = f"the policy failed on the server ({type(error).__name__}: {error}); its log says where."
-            error = RemoteInferenceError(text)
-        self._reply(job.session, _error(job.message.request, error))
-
-
-def _request(state: SessionState, job: Job) -> Request:
-    message = job.message
-    observation = dict(job.arrays)
-    left_over = observation.pop(PREV_CHUNK_LEFT_OVER, None)
-    return Request(
-        session=state,
-        observation=observation,
-        task=message.task,
-        robot_type=message.robot_type,
-        seed=message.seed,
-        rtc=message.rtc,
-        left_over=left_over,
-        model_actions=message.model_actions,
-    )
+    def _answer(self, identity: bytes, request: int, answer: Answer) -> None:
+        """Send what became of a job."""
+        result = answer.result
+        if isinstance(result, Exception):
+            self._reply(identity, _error(request, result))
+        elif result is None:
+            self._reply(identity, Done(request=request))
+        else:
+            arrays = {ACTIONS: result.actions}
+            if result.model_actions is not None:
+                arrays[MODEL_ACTIONS] = result.model_actions
+            self._reply(identity, Chunk(request=request, durations=answer.durations), arrays)
 
 
 def _error(request: int | None, error: RemoteError) -> Error:

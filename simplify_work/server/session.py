@@ -57,6 +57,14 @@ class PolicySession:
             raise outcome
         return outcome
 
+    def leave_tokenizers(self, processors: tuple) -> None:
+        """Give those that a step has loaded at its first call, as GR00T's does, to the processors it is a copy of."""
+        own = (self._preprocessor, self._postprocessor)
+        for steps, copies in ((one.steps, other.steps) for one, other in zip(processors, own, strict=True)):
+            for step, used in zip(steps, copies, strict=True):
+                found = {name: value for name, value in vars(used).items() if hasattr(value, "batch_decode")}
+                vars(step).update(found)
+
     def reset(self) -> None:
         """A new episode begins."""
         self._preprocessor.reset()

@@ -11,7 +11,7 @@ DEFAULT_PORT = 5555
 DEFAULT_ADDRESS = f"tcp://127.0.0.1:{DEFAULT_PORT}"
 
 # sockaddr_un.sun_path on Linux, less the terminating zero.
-_MAX_IPC_PATH = 107
+MAX_IPC_PATH = 107
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def parse_address(text: str) -> Address:
     if not separator:
         scheme, rest = "tcp", text.strip()
     if scheme == "ipc" and rest:
-        if len(rest.encode()) > _MAX_IPC_PATH:
+        if len(rest.encode()) > MAX_IPC_PATH:
             raise AddressError(
-                f"address '{text}': the path is longer than {_MAX_IPC_PATH} bytes; use a shorter one."
+                f"address '{text}': the path is longer than {MAX_IPC_PATH} bytes; use a shorter one."
             )
         return Address(f"ipc://{rest}", path=rest)
     host, colon, port = rest.rpartition(":")

@@ -14,7 +14,7 @@ import msgspec
 
 from simplify_work.wire.features import Dim, FeatureSpec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 MAX_TEXT = 8192
 MAX_ARRAYS = 64
@@ -120,6 +120,8 @@ class Welcome(Message):
         takes_tip: True if the policy was trained on tasks with language tips; they are part of an Infer's task.
         pictures: At what size the policy looks at them; those it takes at any size are not listed.
         shared_memory: True if the server reads the segment that the Hello named; else arrays come as frames.
+        temporal_ensemble_coeff: ACT's, if the checkpoint has one: the client asks at every step and hands out the
+            mean of what all chunks say for that step, chunk i (the oldest is 0) weighing exp(-coeff * i).
 
     The arrays POSTPROCESSOR_SCALE and POSTPROCESSOR_OFFSET come with it if the postprocessor is of that form.
     """
@@ -137,6 +139,7 @@ class Welcome(Message):
     takes_tip: bool = False
     pictures: Annotated[tuple[PictureUse, ...], msgspec.Meta(max_length=256)] = ()
     shared_memory: bool = False
+    temporal_ensemble_coeff: Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)] | None = None
 
 
 class Rtc(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

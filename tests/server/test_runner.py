@@ -161,10 +161,6 @@ def change_config(path, **changes):
         (lambda path: change_config(path, type="nonsense"), "'nonsense' .* is not registered"),
         (lambda path: change_config(path, n_obs_steps=2), "cannot be used .*Multiple observation steps"),
         (lambda path: change_config(path, nonsense=2), "cannot be used .*nonsense"),
-        (
-            lambda path: change_config(path, temporal_ensemble_coeff=0.01, n_action_steps=1),
-            "temporal_ensemble_coeff",
-        ),
         (lambda path: change_config(path, use_peft=True), "PEFT adapter"),
         (lambda path: change_config(path, input_features={}), "names no input features"),
     ],

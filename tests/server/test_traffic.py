@@ -105,7 +105,7 @@ def test_what_waits_together_is_one_batch_and_everybody_gets_their_own(start, co
     busy(runner, robots[0])
     for number, robot in enumerate(robots[1:], 1):
         robot.ask(7, number)
-    wait_until(lambda: len(server._mailbox) == 4)
+    wait_until(lambda: len(server.worker.waiting) == 4)
     runner.go.set()
     for number, robot in enumerate(robots):
         reply, arrays = robot.read()
@@ -121,9 +121,9 @@ def test_a_batch_is_bounded_and_who_is_left_comes_first_next_time(start, context
     busy(runner, robots[0])
     for number, robot in enumerate(robots[1:], 1):
         robot.ask(2, number)
-        wait_until(lambda number=number: len(server._mailbox) == number)
+        wait_until(lambda number=number: len(server.worker.waiting) == number)
     robots[0].ask(2, 0)
-    wait_until(lambda: len(server._mailbox) == 4)
+    wait_until(lambda: len(server.worker.waiting) == 4)
     runner.go.set()
     for robot in robots:
         robot.read()
@@ -167,7 +167,7 @@ def test_a_robot_that_never_reads_holds_up_nobody(start, context):
     deaf.linger, deaf.rcvhwm, deaf.rcvbuf = 0, 1, 1024
     deaf.connect(address)
     deaf.send_multipart(pack(Hello(request=0, client="deaf")))
-    wait_until(lambda: len(server._sessions) == 1)
+    wait_until(lambda: len(server._clients) == 1)
     robot = Robot(context, address)
     for number in range(1, 400):
         deaf.send_multipart(pack(Infer(request=number), state(0)), zmq.NOBLOCK)
@@ -184,7 +184,7 @@ def test_a_robot_that_vanishes_holds_up_nobody(start, context):
     robot.ask(2, 2)
     runner.go.set()
     assert robot.read()[0].request == 2
-    wait_until(lambda: len(server._sessions) == 0)
+    wait_until(lambda: len(server._clients) == 0)
     robot.ask(3)
     assert robot.read()[0].error == SessionLost.kind
 
