@@ -31,6 +31,7 @@ class FoundCamera:
         nodes: What must be open to this user; none of a RealSense that librealsense has spoken with.
         usb_device: Its place on USB, where known.
         device: librealsense's device, to ask what it offers.
+        camera_name: Among those of its address, for a camera of LeRobot's type zmq.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class FoundCamera:
     nodes: tuple[str, ...] = ()
     usb_device: UsbDevice | None = None
     device: Any = field(default=None, compare=False, repr=False)
+    camera_name: str = ""
 
     @property
     def on_usb2(self) -> bool:
@@ -148,8 +150,9 @@ def find_lab(directory: Path) -> tuple[Any, list[FoundCamera]]:
             return None, []
     camera = status.camera
     side = FoundCamera(LAB, f"virtual:{client.directory / 'side'}", camera.name, firmware=camera.firmware)
-    wrist = FoundCamera(LAB, f"127.0.0.1:{status.wrist_port}", "wrist camera of the virtual lab (type zmq)")
-    return status, [side, wrist]
+    address, what = f"127.0.0.1:{status.wrist_port}", "wrist camera of the virtual lab (type zmq)"
+    wrists = [FoundCamera(LAB, address, what, camera_name=name) for name in status.wrist_cameras]
+    return status, [side, *wrists]
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -137,8 +137,10 @@ def look_at_calibration(survey: Survey, named: NamedPort) -> Finding:
     """Is there a calibration file for the arm's id, and do the motors hold it?"""
     section = named.key.partition(".")[0]
     path = calibration_file(named, survey.calibration_root)
-    kind = named.type.removesuffix("_ext")
-    redo = f"run `lerobot-calibrate --{section}.type={kind} --{section}.port={named.path} --{section}.id={named.id}`"
+    redo = (
+        f"run `lerobot-calibrate --{section}.type={named.arm_type} --{section}.port={named.path} "
+        f"--{section}.id={named.id}`"
+    )
     if not named.id:
         known = sorted(file.id for file in survey.calibrations if file.role == named.expects)
         advice = f"give the id that the arm was calibrated under: {', '.join(known) or 'none is there yet'}"
@@ -158,12 +160,24 @@ def look_at_calibration(survey: Survey, named: NamedPort) -> Finding:
     if not differing:
         return Finding(OK, f"'{named.id}': the motors hold the calibration {path}")
     if port.role.sureness == doctor_arms.SURE and port.role.name == named.expects:
+        if named.side:
+            return _other_side(survey, named, port)
         survey.corrections[f"{named.key.removesuffix('port')}id"] = port.role.id
         found = f"'{named.id}': the motors hold the calibration of '{port.role.id}'"
         return Finding(FAILED, found, f"set {named.key.removesuffix('port')}id: {port.role.id}")
     names = ", ".join(port.answer.servos[number].name for number in differing)
     found = f"'{named.id}': motors {names} hold other numbers than {path}"
     return Finding(WARNING, found, f"if it is that arm, {redo}; LeRobot asks for it when it connects")
+
+
+def _other_side(survey: Survey, named: NamedPort, port: Port) -> Finding:
+    """An arm of two whose port is another arm's: the two were swapped, most likely."""
+    found = f"'{named.id}': at {named.path} is '{port.role.id}', by the calibration that its motors hold"
+    right = [each for each in survey.that_is(named.expects) if each.role.id == named.id]
+    if not right:
+        return Finding(FAILED, found, f"set {named.key} to the port of '{named.id}', or the robot's id")
+    survey.corrections[named.key] = right[0].lasting
+    return Finding(FAILED, found, f"set {named.key}: {right[0].lasting}")
 
 
 def look_at_camera(survey: Survey, named: NamedCamera) -> Finding:

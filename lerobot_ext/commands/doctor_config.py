@@ -14,6 +14,7 @@ FOLLOWER, LEADER, SKIN, FT300 = "follower", "leader", "skin", "ft300"
 SENSORS = {"anyskin": SKIN, "robotiq_ft300": FT300}
 VIRTUAL = "virtual:"
 SO_TYPES = ("so100", "so101", "so_", "bi_so")
+SIDES = {"left_arm_config": "left", "right_arm_config": "right"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class NamedPort:
         expects: What should answer: FOLLOWER, LEADER, SKIN, FT300; empty if the doctor does not know that type.
         section: The mapping it stands in, under `key` without its last word.
         type: The device's type.
+        side: "left" or "right" for an arm of two.
     """
 
     key: str
@@ -33,6 +35,13 @@ class NamedPort:
     expects: str
     section: dict[str, Any] = field(compare=False)
     type: str
+    side: str = ""
+
+    @property
+    def arm_type(self) -> str:
+        """LeRobot's type of this arm alone, for `lerobot-calibrate`."""
+        kind = self.type.removesuffix("_ext").removeprefix("bi_")
+        return kind.replace("so_", "so101_") if self.side else kind
 
     @property
     def id(self) -> str:
@@ -85,7 +94,11 @@ def named_ports(data: dict[str, Any]) -> list[NamedPort]:
             else:
                 kind = str(section.get("type") or root.get("type") or "")
                 expects = role if kind.startswith(SO_TYPES) else ""
-            found.append(NamedPort(".".join((*path, "port")), port, expects, section, kind))
+            side = SIDES.get(path[-1], "")
+            if side:  # LeRobot makes the arms' ids of the robot's
+                id_ = f"{root['id']}_{side}" if root.get("id") else ""
+                section = section | {"id": id_, "calibration_dir": root.get("calibration_dir")}
+            found.append(NamedPort(".".join((*path, "port")), port, expects, section, kind, side))
     return found
 
 

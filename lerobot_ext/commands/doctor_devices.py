@@ -238,7 +238,7 @@ def _described(port: Port) -> str:
 
 def _camera_name(camera: FoundCamera) -> str:
     if camera.kind == LAB:
-        return f"lab's {'side' if camera.id.startswith('virtual:') else 'wrist'} camera"
+        return f"lab's {camera.camera_name or 'side'} camera"
     return (
         f"camera {camera.id}"
         if camera.kind == REALSENSE and camera.id

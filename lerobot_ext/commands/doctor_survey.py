@@ -241,9 +241,10 @@ def _lasting_name(path: str, folders: Iterable[Path]) -> tuple[str, bool]:
 def _known_files(found: Survey) -> list[tuple[str, Path]]:
     """Calibration files outside LeRobot's folders: those of labs, and those in the YAML's calibration_dir."""
     labs = [
-        (role, directory / "calibration" / f"{role}.json")
+        (role, file)
         for directory in found.labs
         for role in (doctor_arms.FOLLOWER, doctor_arms.LEADER)
+        for file in sorted((directory / "calibration").glob(f"{role}*.json"))
     ]
     named = [
         (port.expects, Path(port.calibration_dir) / f"{port.id}.json")

@@ -12,6 +12,8 @@ from lerobot_ext.commands.doctor_config import nested
 from lerobot_ext.commands.doctor_ports import ARM, FT300, SKIN
 from lerobot_ext.commands.doctor_survey import Port, Survey
 
+LEFT, RIGHT = "_left", "_right"  # how LeRobot's robots of two arms end their arms' ids
+
 
 def snippet(survey: Survey) -> str:
     """Lines for a YAML: what it should say instead if one was given, else what was found. Empty: nothing to say."""
@@ -34,17 +36,38 @@ def _fresh(survey: Survey) -> str:
     lines = []
     cameras, sensors = _camera_lines(survey), _sensor_lines(survey)
     if followers or cameras or sensors:
-        lines += ["robot:", "  type: so101_follower_ext   # or so100_follower_ext"]
-        lines += _arm_lines(followers, "follower", remarks)
+        lines += ["robot:"]
+        lines += _pair_lines(followers, "bi_so101_follower_ext   # or bi_so100_follower_ext") or [
+            "  type: so101_follower_ext   # or so100_follower_ext",
+            *_arm_lines(followers, "follower", remarks),
+        ]
         lines += ["  cameras:", *cameras] if cameras else []
         lines += ["  force_sensors:", *sensors] if sensors else []
     if leaders:
-        lines += [
-            "teleop:",
+        lines += ["teleop:"]
+        lines += _pair_lines(leaders, "bi_so_leader") or [
             "  type: so101_leader   # or so100_leader",
             *_arm_lines(leaders, "leader", remarks),
         ]
     return "\n".join([*lines, ""]) if lines else ""
+
+
+def _pair_lines(ports: list[Port], kind: str) -> list[str]:
+    """For two arms that were calibrated as a left and a right one of the same robot; empty if they were not."""
+    ids = {port.role.id: port for port in ports}
+    stem = next((id_.removesuffix(LEFT) for id_ in ids if id_.endswith(LEFT)), None)
+    if stem is None or set(ids) != {stem + LEFT, stem + RIGHT}:
+        return []
+    lines = [f"  type: {kind}", f"  id: {_quoted(stem)}", *_calibration_lines(ids[stem + LEFT])]
+    for side in (LEFT, RIGHT):
+        lines += [f"  {side[1:]}_arm_config:", f"    port: {_quoted(ids[stem + side].lasting)}"]
+    return lines
+
+
+def _calibration_lines(port: Port) -> list[str]:
+    """Where the arm's calibration is, if LeRobot would not look there."""
+    folder = port.role.calibration.path.parent
+    return [] if "so_" in folder.name else [f"  calibration_dir: {_quoted(str(folder))}"]
 
 
 def _arm_lines(ports: list[Port], role: str, remarks: dict[str, str]) -> list[str]:
@@ -52,9 +75,7 @@ def _arm_lines(ports: list[Port], role: str, remarks: dict[str, str]) -> list[st
     for number, port in enumerate(ports):
         mark = "  # another one: " if number else "  "
         if port.role.calibration is not None and not number:
-            lines.append(f"  id: {_quoted(port.role.id)}")
-            if "so_" not in port.role.calibration.path.parent.name:  # not where LeRobot looks
-                lines.append(f"  calibration_dir: {_quoted(str(port.role.calibration.path.parent))}")
+            lines += [f"  id: {_quoted(port.role.id)}", *_calibration_lines(port)]
         elif not number:
             lines.append(f"  id: {role}   # the name you calibrate it under")
         lines.append(f"{mark}port: {_quoted(port.lasting)}{remarks.get(role, '')}")
@@ -76,8 +97,14 @@ def _camera_lines(survey: Survey) -> list[str]:
             lines += ["    side:", "      type: realsense_rgbd", f"      serial_number_or_name: {value}"]
         elif camera.kind == LAB:
             host, _, port = camera.id.partition(":")
-            lines += ["    wrist:", "      type: zmq", f"      server_address: {host}", f"      port: {port}"]
-            lines += ["      camera_name: wrist"]
+            name = camera.camera_name
+            lines += [
+                f"    {name}:",
+                "      type: zmq",
+                f"      server_address: {host}",
+                f"      port: {port}",
+            ]
+            lines += [f"      camera_name: {name}"]
         elif camera.kind != REALSENSE:
             value = _quoted(camera.id)
             lines += [

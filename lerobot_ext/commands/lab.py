@@ -30,6 +30,10 @@ Ctrl-C, SIGTERM or `lerobot-ext lab --stop`. In its directory lie
 and the wrist camera is a `zmq` camera named `wrist` on 127.0.0.1. A scripted operator moves the leader through the
 task press: bring the jaw down on the button until it feels 1 to 3 N, hold until the lamp is green, go home.
 
+With --arms=2 there are two: follower_right and follower_left, likewise for leader, skin and the wrist camera, and
+calibrations for `id: follower` and `id: leader` of LeRobot's bi_so_follower and bi_so_leader. The operator presses
+with the right arm; the left leader is held at home. FT 300 and Net F/T are the right arm's.
+
 The arms are calibrated. To calibrate one anew with `lerobot-calibrate`, move it with --hand=middle before the first
 ENTER, with --hand=sweep (8 s) before the second one, and with --hand=home at the end.
 
@@ -54,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         default=0.001,
         help="metres a count of the side camera's depth (default 0.001; 0.0001 as a D405)",
     )
+    add("--arms", type=int, default=1, choices=(1, 2), help="1, or 2: a right and a left one (default 1)")
     add("--no-operator", "--no_operator", action="store_true", help="leave the leader alone")
     add("--drop_packets", type=float, default=0.0, help="share of the follower's answers to lose (default 0)")
     add(
@@ -73,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("--log", type=Path, help="log file of --detach (default: DIR/lab.log, which goes when the lab ends)")
     add("--status", action="store_true", help="print what the running lab says")
     add("--json", action="store_true", help="with --status: as JSON")
-    add("--hand", choices=("middle", "sweep", "home"), help="move both unpowered arms, as a calibration asks")
+    add("--hand", choices=("middle", "sweep", "home"), help="move the unpowered arms, as a calibration asks")
     add("--fault", metavar="DEVICE=FAULT", help="give a device of the running lab a fault; DEVICE= mends it")
     add("--stop", action="store_true", help="stop the running lab")
     return made
@@ -105,6 +110,7 @@ def main(argv: list[str]) -> int:
 def serve(args: argparse.Namespace) -> int:
     """Be the lab until told to stop."""
     try:
+        from lerobot_ext.virtual.directory import ONE_ARM, TWO_ARMS
         from lerobot_ext.virtual.feetech import Faults
         from lerobot_ext.virtual.lab import Lab, LabConfig
     except ImportError as error:
@@ -120,6 +126,7 @@ def serve(args: argparse.Namespace) -> int:
         width=args.width,
         height=args.height,
         operator=not args.no_operator,
+        arms=args.arms,
         depth_unit_m=args.depth_unit_m,
         faults=Faults(args.drop_packets, args.corrupt_packets, args.seed, args.truncate_packets),
         end_with_parent=args.end_with_parent,
@@ -137,8 +144,9 @@ def serve(args: argparse.Namespace) -> int:
         directory = lab.directory.path
         if args.log:
             redirect_output(args.log if args.log.is_absolute() else Path.cwd() / args.log)
+        ports = ", ".join(ONE_ARM if config.arms == 1 else (*TWO_ARMS, "ft300"))
         print(
-            f"lab ready in {directory} (pid {os.getpid()}): follower, leader, skin, ft300, side, calibration/; "
+            f"lab ready in {directory} (pid {os.getpid()}): {ports}, side, calibration/; "
             f"wrist camera on 127.0.0.1:{config.wrist_port}. Stop: Ctrl-C or {stop_command(directory)}.",
             flush=True,
         )
@@ -196,11 +204,11 @@ def print_status(status: Status, *, as_json: bool) -> None:
 
         print(msgspec.json.encode(status).decode())
         return
-    joints = " ".join(f"{angle:+.2f}" for angle in status.joints_rad)
     print(f"lab pid {status.pid}, running for {status.time_s:.0f} s (simulated)")
     print(f"operator: {status.operator}; episode {'open' if status.in_episode else 'not open'}")
     print(f"contact force {status.contact_force_n:.2f} N, button {status.block_height_m * 1000:.1f} mm high")
-    print(f"follower's joints {joints} rad")
+    for arm, joints in status.arms.items():
+        print(f"{arm}'s joints {' '.join(f'{angle:+.2f}' for angle in joints)} rad")
     camera = status.camera
     for device, fault in status.faults.items():
         print(f"fault: {device} is {fault}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lerobot_ext.arms import camera_sections
 from lerobot_ext.errors import UserError
 from lerobot_ext.recording import disk, episodes, tips
 from lerobot_ext.recording.recover import recover
@@ -100,7 +101,7 @@ def prepare(robot: Any, dataset: Any, root: Path | None, resume: bool, extras: E
         UserError: The bags have no camera or no place, or the dataset cannot hold the language tips.
     """
     if extras.bags:
-        with_bags(robot.cameras, root)
+        with_bags(camera_sections(robot), root)
     if root is None:
         return
     if resume:
@@ -138,14 +139,23 @@ def features_of(robot: Any) -> dict[str, dict] | None:
     return features if known else None
 
 
-def with_bags(cameras: dict[str, Any], root: Path | None) -> None:
-    """Let every RealSense among the configurations `cameras` write a .bag beside the dataset in `root`.
+def with_bags(sections: dict[str, dict[str, Any]], root: Path | None) -> None:
+    """Let every RealSense write a .bag beside the dataset in `root`.
+
+    Args:
+        sections: The cameras' configurations by name, by prefix, as `arms.camera_sections` has them; changed.
+        root: The dataset's folder, None if LeRobot chooses it.
 
     Raises:
         UserError: There is none, or the dataset's folder is not named.
     """
-    names = [name for name, camera in cameras.items() if camera.type == BAG_CAMERA]
-    if not names:
+    found = [
+        (prefix, name)
+        for prefix, cameras in sections.items()
+        for name, camera in cameras.items()
+        if camera.type == BAG_CAMERA
+    ]
+    if not found:
         raise UserError(f"--bags=true: none of the robot's cameras is of type {BAG_CAMERA}; leave it out.")
     if root is None:
         raise UserError(
@@ -153,12 +163,12 @@ def with_bags(cameras: dict[str, Any], root: Path | None) -> None:
         )
     folder = root.with_name(f"{root.name}.bags")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for prefix, name in found:
         number = 0
-        while (path := folder / f"{name}_{number}.bag").exists():
+        while (path := folder / f"{prefix}{name}_{number}.bag").exists():
             number += 1
-        cameras[name] = replace(cameras[name], record_bag=str(path))
-        logger.info("camera '%s' is also written to %s", name, path)
+        sections[prefix][name] = replace(sections[prefix][name], record_bag=str(path))
+        logger.info("camera '%s%s' is also written to %s", prefix, name, path)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_ext.arms import cameras_of
 from lerobot_ext.features import FORCE, OBS_FORCE
 from lerobot_ext.recording import episodes
 from lerobot_ext.recording.visualize.depth import DepthScale
@@ -288,7 +289,7 @@ def _is_depth(name: str, value: Any) -> bool:
 
 def _range(robot: Any, name: str) -> DepthScale | None:
     """The depth range of the camera's configuration, if it has one."""
-    camera = getattr(robot, "cameras", {}).get(name.removesuffix("_depth"))
+    camera = cameras_of(robot).get(name.removesuffix("_depth"))
     config = getattr(camera, "config", None)
     near, far = getattr(config, "depth_min_m", None), getattr(config, "depth_max_m", None)
     if near is None or far is None or not near < far:

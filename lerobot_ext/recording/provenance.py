@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lerobot_ext.arms import cameras_of
 from lerobot_ext.errors import UserError
 from lerobot_ext.features import OBS_FORCE
 from lerobot_ext.recording import episodes
@@ -56,7 +57,7 @@ def metadata_of(robot: Robot) -> Metadata:
     if hasattr(robot, "feature_metadata"):
         return _plain(robot.feature_metadata())
     found: Metadata = {}
-    for name, camera in getattr(robot, "cameras", {}).items():
+    for name, camera in cameras_of(robot).items():
         if hasattr(camera, "metadata"):
             streams = camera.metadata()
             for stream, suffix in (("color", ""), ("depth", "_depth")):

@@ -1,8 +1,8 @@
 """SO-100 and SO-101 followers with cameras and force sensors, on LeRobot's own follower.
 
-What an observation is made of and how the devices are opened and released lives here. What happens when something
-fails is told elsewhere: on the bus in `patient_bus`, with the port in `reopening`, with a camera or sensor in
-`devices` and `waiting`; the errors of opening the arm are in `arm_errors`.
+What an observation is made of and how the arm is opened and released lives here; its cameras and sensors are a
+`device_set`. What happens when something fails is told elsewhere: on the bus in `patient_bus`, with the port in
+`reopening`, with a camera or sensor in `devices` and `waiting`; the errors of opening the arm are in `arm_errors`.
 """
 
 from __future__ import annotations
@@ -10,46 +10,43 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from lerobot.cameras import Camera
 from lerobot.lerobot_types import RobotAction, RobotObservation
 from lerobot.robots.so_follower.so_follower import SOFollower
-from lerobot.utils.constants import HF_LEROBOT_CALIBRATION, OBS_IMAGES, ROBOTS
+from lerobot.utils.constants import HF_LEROBOT_CALIBRATION, ROBOTS
 from lerobot.utils.decorators import check_if_already_connected, check_if_not_connected
 from numpy.typing import NDArray
 
 from lerobot_ext import serial_ports
-from lerobot_ext.features import FORCE, OBS_FORCE, VectorFeature
+from lerobot_ext.features import VectorFeature
 from lerobot_ext.robots.arm_errors import connect_bus, not_calibrated
 from lerobot_ext.robots.config_so_follower_ext import (
     SO100FollowerExtConfig,
     SO101FollowerExtConfig,
     SOFollowerExtConfig,
 )
-from lerobot_ext.robots.devices import STOP, Device, DeviceError
+from lerobot_ext.robots.device_set import DeviceSet, attempt
+from lerobot_ext.robots.devices import DeviceError
 from lerobot_ext.robots.observation_report import ObservationReport
 from lerobot_ext.robots.patient_bus import NoAnswerError, PatientBus, PortLostError
 from lerobot_ext.robots.reopening import close, no_answer, reopen, restore
 from lerobot_ext.robots.waiting import Patience, interruptible
 from lerobot_ext.sensors import ForceSensor, make_force_sensors_from_configs
-from lerobot_ext.sensors.zero import TareRefused
 
 logger = logging.getLogger(__name__)
 
-SENSOR_WARN_MS = 1000 / 30  # a sensor has no frames of its own: one of LeRobot's usual recordings
 REOPENED = (
-    "arm: %s. Its port was opened again (%s) and all servos answer after %.1f s; %s. If this comes again, look at the "
+    "%s: %s. Its port was opened again (%s) and all servos answer after %.1f s; %s. If this comes again, look at the "
     "cables and the power supply."
 )
 POWER_WAS_ON = "they kept their power and hold where they were told to"
 POWER_WAS_OFF = "%s had lost power and hold where they are now"
 LEFT_ON = (
-    "arm: its port is gone, so its torque could not be switched off; hold the arm and switch its power off."
+    "%s: its port is gone, so its torque could not be switched off; hold the arm and switch its power off."
 )
 
 
@@ -62,6 +59,8 @@ class SOFollowerExt(SOFollower):
 
     config_class = SOFollowerExtConfig
     config: SOFollowerExtConfig
+    label = "arm"
+    """How messages call it; a robot of two arms says which."""
 
     def __init__(self, config: SOFollowerExtConfig):
         """Prepare arm, cameras and sensors; opens nothing."""
@@ -71,24 +70,14 @@ class SOFollowerExt(SOFollower):
         self.bus = PatientBus.like(self.bus, config.num_read_retries)
         self.force_sensors: dict[str, ForceSensor] = make_force_sensors_from_configs(config.force_sensors)
         self._serial_number: str | None = None
+        self._devices = DeviceSet(self.cameras, self.force_sensors)
         self._forget()
 
     def _forget(self) -> None:
         """Start counting from nothing."""
         self.bus.retries = self._reopened = 0
         self._report: ObservationReport | None = None
-        self._devices = [
-            Device(name, driver, self._policy(name, driver), self._warn_age_ms(name, driver))
-            for name, driver in (self.cameras | self.force_sensors).items()
-        ]
-
-    def _policy(self, name: str, driver: Camera | ForceSensor) -> str:
-        return self.config.on_error.get(name) or getattr(getattr(driver, "config", None), "on_error", STOP)
-
-    def _warn_age_ms(self, name: str, driver: Camera | ForceSensor) -> float:
-        if name in self.config.warn_age_ms:
-            return self.config.warn_age_ms[name]
-        return 1000 / driver.fps if getattr(driver, "fps", None) else SENSOR_WARN_MS
+        self._devices.start(self.config.on_error, self.config.warn_age_ms)
 
     @property
     def last_report(self) -> ObservationReport | None:
@@ -103,25 +92,11 @@ class SOFollowerExt(SOFollower):
             `{"camera": {...}}` or `{"sensors": {<sensor>: {...}}}`, as JSON can hold it. A device that tells nothing
             is not in it.
         """
-        found: dict[str, dict[str, Any]] = {}
-        for name, camera in self.cameras.items():
-            told = camera.metadata() if hasattr(camera, "metadata") else {}
-            for stream, suffix in (("color", ""), ("depth", "_depth")):
-                if told.get(stream):
-                    found[f"{OBS_IMAGES}.{name}{suffix}"] = {"camera": told[stream]}
-        sensors = {
-            name: sensor.metadata()
-            for name, sensor in self.force_sensors.items()
-            if hasattr(sensor, "metadata")
-        }
-        if sensors:
-            found[OBS_FORCE] = {"sensors": sensors}
-        return found
+        return self._devices.metadata()
 
     @property
     def _force_ft(self) -> dict[str, VectorFeature]:
-        names = [f"{name}.{ch}" for name, sensor in self.force_sensors.items() for ch in sensor.spec.channels]
-        return {FORCE: VectorFeature(names)} if names else {}
+        return self._devices.force_features
 
     @cached_property
     def observation_features(self) -> dict[str, type | tuple]:
@@ -131,7 +106,7 @@ class SOFollowerExt(SOFollower):
     @property
     def is_connected(self) -> bool:
         """Whether arm, cameras and sensors all are."""
-        return super().is_connected and all(sensor.is_connected for sensor in self.force_sensors.values())
+        return self.bus.is_connected and self._devices.are_connected
 
     @check_if_already_connected
     def connect(self, calibrate: bool = True) -> None:
@@ -149,19 +124,12 @@ class SOFollowerExt(SOFollower):
             self._serial_number = serial_ports.serial_number_of(self.bus.port)
             if calibrate and not self.is_calibrated:
                 self._calibrate()
-            for name, camera in self.cameras.items():
-                _connect_camera(name, camera)
-            for sensor in self.force_sensors.values():
-                sensor.connect()
+            self._devices.connect()
             self.configure()
-            # For whoever reads before an episode starts, or never starts one: teleoperation, the live view.
-            try:
-                self.tare()
-            except TareRefused as refused:
-                logger.warning("%s It is tared again when an episode starts.", refused)
+            self._devices.tare_for_now()
             self._forget()
         except BaseException:
-            self._release()
+            self.release()
             raise
         logger.info("%s connected.", self)
 
@@ -185,13 +153,7 @@ class SOFollowerExt(SOFollower):
             TareRefused: Something touches a sensor; its old baseline stays.
             ConnectionError: A sensor gave too few samples.
         """
-        if not self.force_sensors:
-            return {}
-        with ThreadPoolExecutor(len(self.force_sensors)) as pool:
-            jobs = {
-                name: pool.submit(sensor.tare, num_samples) for name, sensor in self.force_sensors.items()
-            }
-            return {name: job.result() for name, job in jobs.items()}
+        return self._devices.tare(num_samples)
 
     @check_if_not_connected
     def get_observation(self) -> RobotObservation:
@@ -217,34 +179,20 @@ class SOFollowerExt(SOFollower):
                     patience.wait(failure)
 
     def _observe(self) -> RobotObservation:
-        positions = self._from_arm(
-            lambda: self.bus.sync_read("Present_Position", num_retry=self.config.num_read_retries)
-        )
-        joints_s = self.bus.answered_s
-        observation: RobotObservation = {f"{motor}.pos": value for motor, value in positions.items()}
-        ages_ms, samples = {}, []
-        for device in self._devices:
-            shown, at_s = device.read()
-            if device.is_camera:
-                observation.update(shown)
-            else:
-                samples += shown.values()
-            if at_s is not None:
-                ages_ms[device.name] = (joints_s - at_s) * 1e3
-        if samples:
-            observation[FORCE] = np.concatenate(samples, dtype=np.float32)
-        self._note(ages_ms)
-        return observation
+        observation: RobotObservation = self.from_arm(self.ask_positions)
+        shown, ages_ms = self._devices.read(self.bus.answered_s)
+        self._report = ObservationReport(ages_ms, self.counts() | self._devices.counts())
+        self._report.log()
+        return observation | shown
 
-    def _note(self, ages_ms: dict[str, float]) -> None:
-        counts = {"arm.retries": self.bus.retries, "arm.reopened": self._reopened}
-        for device in self._devices:
-            counts |= device.counts()
-            if device.name in ages_ms:
-                device.note_age(ages_ms[device.name])
-        self._report = ObservationReport(ages_ms, counts)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("observation_ages_ms: %s", {name: round(ms, 1) for name, ms in ages_ms.items()})
+    def ask_positions(self) -> dict[str, float]:
+        """Read the joints alone; as an instruction for `from_arm`, which sees to what it raises."""
+        positions = self.bus.sync_read("Present_Position", num_retry=self.config.num_read_retries)
+        return {f"{motor}.pos": value for motor, value in positions.items()}
+
+    def counts(self) -> dict[str, int]:
+        """What was tried again since `connect`: `arm.retries` and `arm.reopened`."""
+        return {"arm.retries": self.bus.retries, "arm.reopened": self._reopened}
 
     @check_if_not_connected
     def send_action(self, action: RobotAction) -> RobotAction:
@@ -256,10 +204,17 @@ class SOFollowerExt(SOFollower):
         Raises:
             ConnectionError: The arm does not answer.
         """
-        return self._from_arm(lambda: SOFollower.send_action(self, action))
+        return self.from_arm(lambda: SOFollower.send_action(self, action))
 
-    def _from_arm(self, instruction: Callable[[], Any]) -> Any:
-        """Carry out an instruction; when it fails, look again whether the arm answers, then open its port again."""
+    def from_arm(self, instruction: Callable[[], Any]) -> Any:
+        """Carry out an instruction; when it fails, look again whether the arm answers, then open its port again.
+
+        Args:
+            instruction: Called up to three times; raises NoAnswerError or PortLostError when it fails.
+
+        Raises:
+            ConnectionError: The arm does not answer.
+        """
         try:
             return instruction()
         except NoAnswerError as error:
@@ -285,23 +240,20 @@ class SOFollowerExt(SOFollower):
         lost = restore(self.bus, self.configure)
         self._reopened += 1
         state = POWER_WAS_OFF % ", ".join(lost) if lost else POWER_WAS_ON
-        logger.warning(REOPENED, failure, self.bus.port, time.monotonic() - start_s, state)
+        logger.warning(REOPENED, self.label, failure, self.bus.port, time.monotonic() - start_s, state)
 
     def disconnect(self) -> None:
         """Release everything that is open; a device that fails at it does not keep the others from it."""
-        self._release()
+        self.release()
         logger.info("%s disconnected.", self)
 
-    def _release(self) -> None:
-        for name, sensor in self.force_sensors.items():
-            _try(f"sensor '{name}'", sensor.disconnect)
-        for name, camera in self.cameras.items():
-            if camera.is_connected:
-                _try(f"camera '{name}'", camera.disconnect)
+    def release(self) -> None:
+        """As `disconnect`, without a word about it."""
+        self._devices.release()
         if self.bus.is_connected:
-            _try("arm (its torque may still be on)", self._release_bus)
+            attempt(f"{self.label} (its torque may still be on)", self._release_bus)
         elif self.bus.powered and self.config.disable_torque_on_disconnect:
-            logger.warning(LEFT_ON)
+            logger.warning(LEFT_ON, self.label)
         self.bus.powered = None
 
     def _release_bus(self) -> None:
@@ -331,19 +283,3 @@ class SO101FollowerExt(SOFollowerExt):
 
     config_class = SO101FollowerExtConfig
     name = "so101_follower_ext"
-
-
-def _connect_camera(name: str, camera: Camera) -> None:
-    try:
-        camera.connect()
-    except (ConnectionError, TimeoutError):
-        raise
-    except Exception as error:  # LeRobot's drivers raise RuntimeError, too
-        raise ConnectionError(f"camera '{name}': {' '.join(str(error).split())}") from error
-
-
-def _try(what: str, release: Callable[[], None]) -> None:
-    try:
-        release()
-    except Exception as error:
-        logger.warning("%s: releasing it failed: %s", what, " ".join(str(error).split()))

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_ext.arms import arms_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -98,20 +100,22 @@ def limits_of(robot: Any, slack: float) -> dict[str, tuple[float, float]]:
     """The limits of a robot's joints in the units of its actions, as its motor bus scales them.
 
     Args:
-        robot: With `bus.motors` and `bus.calibration`, as LeRobot's arms have; others have no limits known here.
+        robot: With `bus.motors` and `bus.calibration`, as LeRobot's arms have, or of two such arms; others have no
+            limits known here.
         slack: Share of the range by which a limit is widened: policies overshoot a little, and LeRobot's bus clamps.
 
     Returns:
-        `{"<motor>.pos": (least, greatest)}`.
+        `{"<motor>.pos": (least, greatest)}`, with each arm's prefix where there are two.
     """
-    bus = getattr(robot, "bus", None)
     limits = {}
-    for name, motor in getattr(bus, "motors", {}).items():
-        interval = _range(bus, name, getattr(motor.norm_mode, "value", None))
-        if interval is not None:
-            low, high = interval
-            margin = slack * (high - low)
-            limits[f"{name}.pos"] = (low - margin, high + margin)
+    for prefix, arm in arms_of(robot).items():
+        bus = getattr(arm, "bus", None)
+        for name, motor in getattr(bus, "motors", {}).items():
+            interval = _range(bus, name, getattr(motor.norm_mode, "value", None))
+            if interval is not None:
+                low, high = interval
+                margin = slack * (high - low)
+                limits[f"{prefix}{name}.pos"] = (low - margin, high + margin)
     return limits
 
 

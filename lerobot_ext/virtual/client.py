@@ -62,14 +62,14 @@ class LabClient:
         return self._ask(Request("end_episode")).episodes[-1]
 
     def hand(self, pose: str) -> Status:
-        """Let a hand take both arms, while unpowered, to `pose`: "middle", "sweep" (through their ranges), "home"."""
+        """Let a hand take the arms, while unpowered, to `pose`: "middle", "sweep" (through their ranges), "home"."""
         return self._ask(Request("hand", pose=pose))
 
     def fault(self, device: str, fault: str = "") -> Status:
         """Give a device a fault, or none.
 
         Args:
-            device: follower, leader, skin, side, wrist or ft300.
+            device: follower, leader, skin, side, wrist or ft300; with two arms follower_right, follower_left, …
             fault: "unplugged", "frozen", "" to mend it; an arm also "silent:ID", "overload:ID" and so on, see
                 `trouble.py`.
 

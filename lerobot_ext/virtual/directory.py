@@ -15,8 +15,10 @@ from lerobot_ext.errors import UserError
 from lerobot_ext.serial_ports import BY_ID
 
 SOCKETS = ("side", "control")
-LINKS = ("follower", "leader", "skin", "ft300")
-CALIBRATIONS = ("follower.json", "leader.json")
+ONE_ARM = ("follower", "leader", "skin", "ft300")
+TWO_ARMS = ("follower_right", "follower_left", "leader_right", "leader_left", "skin_right", "skin_left")
+LINKS = (*ONE_ARM, *TWO_ARMS)  # a by-id link has its device's place in here as the end of its serial number
+CALIBRATIONS = tuple(f"{name}.json" for name in LINKS if name.startswith(("follower", "leader")))
 LOG = "lab.log"
 MAX_SOCKET_PATH = 107  # bytes: sockaddr_un holds 108 with the terminating zero
 

@@ -123,6 +123,8 @@ def arm_specs(homing_offsets: Sequence[int]) -> dict[str, ServoSpec]:
 
 FOLLOWER = arm_specs((-83, 412, -1021, 655, 204, -338))
 LEADER = arm_specs((127, -569, 840, -31, 377, 1002))
+LEFT_FOLLOWER = arm_specs((291, -148, 733, -902, -57, 466))
+LEFT_LEADER = arm_specs((-640, 218, -95, 512, -811, 73))
 
 
 def write_calibration(path: Path, specs: dict[str, ServoSpec]) -> None:

@@ -26,21 +26,21 @@ import zmq
 
 from lerobot_ext.errors import UserError
 from lerobot_ext.virtual import feetech, link
+from lerobot_ext.virtual.arm_ports import arm_ports
 from lerobot_ext.virtual.directory import LabDirectory
+from lerobot_ext.virtual.publisher import MAX_REQUEST_BYTES, Publisher
 from lerobot_ext.virtual.refusals import Refusals
 from lerobot_ext.virtual.render import DEPTH_UNIT_M, Cameras, camera_info
 from lerobot_ext.virtual.task import TICK_S, PressTask
 from lerobot_ext.virtual.terminal import Terminal
 from lerobot_ext.virtual.touch import TouchSensors
 from lerobot_ext.virtual.trouble import FROZEN, UNPLUGGED, Troubles
+from lerobot_ext.virtual.world import World, load_model
 
 logger = logging.getLogger(__name__)
 
-WRIST = "wrist"  # the camera's name in LeRobot's ZMQ messages
 JPEG_QUALITY = 90
-MAX_REQUEST_BYTES = 1 << 16  # libzmq drops whoever announces more, before allocating it
 MOST_ANSWERS = 64
-MAX_TOPICS = 64
 LATE_S = 1.0  # further behind than this, the lab lets the time go instead of catching up
 
 
@@ -55,8 +55,9 @@ class LabConfig:
         seed: Of the button's heights, the operator's variation and the force sensors' noise.
         fps, width, height: Of all cameras.
         operator: Whether the scripted operator moves the leader.
+        arms: 1, or 2: a right and a left one, each with its leader.
         depth_unit_m: Metres a count of the side camera's depth; 0.0001 as a D405.
-        faults: Of the follower's bus.
+        faults: Of the followers' buses.
         end_with_parent: End when the process that started the lab ends.
     """
 
@@ -68,6 +69,7 @@ class LabConfig:
     width: int = 424
     height: int = 240
     operator: bool = True
+    arms: int = 1
     depth_unit_m: float = DEPTH_UNIT_M
     faults: feetech.Faults = feetech.Faults()
     end_with_parent: bool = False
@@ -79,6 +81,7 @@ class LabConfig:
             ("fps", 1, 90),
             ("width", 64, 1280),
             ("height", 48, 720),
+            ("arms", 1, 2),
             ("depth_unit_m", 5e-5, 0.01),  # 65535 counts must reach the 3 m that the camera sees
         ):
             value = getattr(self, name)
@@ -102,30 +105,30 @@ class Lab:
         with contextlib.ExitStack() as stack:
             self.directory = LabDirectory(link.lab_dir(config.dir))
             stack.callback(self.directory.close)
-            self._task = PressTask(config.seed, operator=config.operator)
+            world = World(load_model(config.arms))
+            self._task = PressTask(config.seed, operator=config.operator, world=world)
             self._cameras = Cameras(self._task.world, config.width, config.height, config.depth_unit_m)
             stack.callback(self._cameras.close)
             self._camera_info = camera_info(config.width, config.height, config.fps, config.depth_unit_m)
             self._table = self._cameras.table_mark()
             self._refusals = Refusals()
-            self._troubles = Troubles()
+            self._arms = arm_ports(config.arms, config.faults)
+            names = [name for arm in self._arms for name in (*arm.buses, arm.skin)]
+            self._troubles = Troubles([*names, "side", "wrist", "ft300"])
             self._terminals: dict[str, Terminal] = {}
             self._sent: dict[str, tuple] = {}  # what a frozen camera shows again and again
-            self._follower = feetech.ServoBus(feetech.FOLLOWER, config.faults)
-            self._leader = feetech.ServoBus(feetech.LEADER)
             self._sense()
-            feetech.write_calibration(self.directory.calibration / "follower.json", feetech.FOLLOWER)
-            feetech.write_calibration(self.directory.calibration / "leader.json", feetech.LEADER)
-            ports = (self._terminal(name, stack, keep_open=False) for name in ("skin", "ft300"))
-            self._touch = TouchSensors(config.seed, *ports, config.netft_port)
+            for arm in self._arms:
+                arm.write_calibrations(self.directory.calibration)
+            skins = {arm.skin: self._terminal(arm.skin, stack, keep_open=False) for arm in self._arms}
+            ft300 = self._terminal("ft300", stack, keep_open=False)
+            self._touch = TouchSensors(config.seed, skins, ft300, config.netft_port)
             stack.callback(self._touch.close)
-            buses = {
-                self._terminal("follower", stack): self._follower,
-                self._terminal("leader", stack): self._leader,
-            }
+            self._buses = {name: bus for arm in self._arms for name, bus in arm.buses.items()}
+            buses = {self._terminal(name, stack): bus for name, bus in self._buses.items()}
             context = zmq.Context()
             stack.callback(context.destroy, linger=0)
-            self._wrist = Publisher(context, WRIST, f"tcp://127.0.0.1:{config.wrist_port}", self._refusals)
+            self._wrist = Publisher(context, "wrist", f"tcp://127.0.0.1:{config.wrist_port}", self._refusals)
             self._side = Publisher(context, "side", f"ipc://{self.directory.path / 'side'}", self._refusals)
             # No REP socket: after a message without a delimiter from a peer that has gone, libzmq's drops the next
             # reply, whoever it is for, and its poll announces messages of which receiving makes nothing.
@@ -172,20 +175,23 @@ class Lab:
                 time.sleep(min(next_tick, next_frame) - now)
 
     def _tick(self) -> None:
-        read_for = self._leader.positions_read.regular_for()
-        self._task.tick(self._follower.drive(), self._leader.drive(), read_for)
+        right, *left = self._arms
+        read_for = right.leader.positions_read.regular_for()
+        self._task.tick(*right.drives(), read_for, left[0].drives() if left else None)
         self._sense()
-        self._touch.tick(self._task.world.force, self._troubles)
+        self._touch.tick([arm.force for arm in self._task.world.arms], self._troubles)
         self._answer()
         if self.config.end_with_parent and os.getppid() != self._parent:
             logger.info("the process that started the lab is gone")
             self.stop()
 
     def _sense(self) -> None:
-        world = self._task.world
-        self._follower.sense(world.joints, world.velocities, world.loads)
-        still = np.zeros_like(self._task.leader)
-        self._leader.sense(self._task.leader, still, still)
+        task = self._task
+        leaders = [task.leader, *([task.left.joints] if task.left is not None else [])]
+        for ports, arm, leader in zip(self._arms, task.world.arms, leaders, strict=True):
+            ports.follower.sense(arm.joints, arm.velocities, arm.loads)
+            still = np.zeros_like(leader)
+            ports.leader.sense(leader, still, still)
 
     def _frame(self) -> None:
         """Render and publish what somebody looks at."""
@@ -194,17 +200,19 @@ class Lab:
             color, depth = self._cameras.color("side"), self._cameras.depth()
             self._show("side", self._side, msgspec.json.encode(header), color, depth)
         if self._wrist.wanted:
-            import cv2
-
             stamp = time.time()
-            # LeRobot's image server encodes RGB as if it were BGR, and its camera decodes it likewise
-            _, jpeg = cv2.imencode(
-                ".jpg", self._cameras.color("wrist"), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            )
-            image = base64.b64encode(jpeg).decode("ascii")
-            message = json.dumps({"timestamps": {WRIST: stamp}, "images": {WRIST: image}}).encode()
+            images = {arm.wrist: self._jpeg(arm.wrist_in_model) for arm in self._arms}
+            message = json.dumps({"timestamps": dict.fromkeys(images, stamp), "images": images}).encode()
             self._show("wrist", self._wrist, message)
         self._frame_number += 1
+
+    def _jpeg(self, camera: str) -> str:
+        """A camera's picture as LeRobot's image server sends it."""
+        import cv2
+
+        # LeRobot's image server encodes RGB as if it were BGR, and its camera decodes it likewise
+        _, jpeg = cv2.imencode(".jpg", self._cameras.color(camera), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        return base64.b64encode(jpeg).decode("ascii")
 
     def _show(self, device: str, to: Publisher, *parts: bytes | np.ndarray) -> None:
         """Send a camera's message as its trouble allows: the old one again if frozen, none if unplugged."""
@@ -250,13 +258,13 @@ class Lab:
         return link.Reply(status=self.status())
 
     def _start_episode(self, operate: bool) -> None:
-        self._leader.positions_read.restart()
+        self._arms[0].leader.positions_read.restart()
         self._task.start_episode(operate)
 
     def _fault(self, device: str, fault: str) -> None:
         self._troubles.set(device, fault)
         logger.info("%s: %s", device, fault or "well again")
-        if bus := {"follower": self._follower, "leader": self._leader}.get(device):
+        if bus := self._buses.get(device):
             bus.trouble(fault)
         if terminal := self._terminals.get(device):
             # ports of servos belong to the thread that answers on them
@@ -272,57 +280,20 @@ class Lab:
             contact_force_n=task.world.normal_force,
             block_height_m=task.world.block_height,
             joints_rad=tuple(map(float, task.world.joints)),
+            arms={
+                ports.follower_name: tuple(map(float, arm.joints))
+                for ports, arm in zip(self._arms, task.world.arms, strict=True)
+            },
             in_episode=task.in_episode,
             operator=task.operator_doing,
             camera=self._camera_info,
             episodes=tuple(task.episodes),
             table_centre=self._table,
             wrist_port=self.config.wrist_port,
+            wrist_cameras=tuple(ports.wrist for ports in self._arms),
             refused=self._refusals.count,
             faults=dict(self._troubles.now),
         )
-
-
-class Publisher:
-    """A PUB socket that knows whether anybody listens and never waits for those who are slow."""
-
-    def __init__(self, context: zmq.Context, name: str, address: str, refusals: Refusals) -> None:
-        """Bind to `address`.
-
-        Raises:
-            UserError: If it is taken.
-        """
-        self._socket = context.socket(zmq.XPUB)
-        self._socket.sndhwm = 2
-        self._socket.maxmsgsize = MAX_REQUEST_BYTES
-        self._topics: set[bytes] = set()
-        self._name, self._refusals = name, refusals
-        refusals.watch(name, self._socket)
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            raise UserError(
-                f"the lab's wrist camera cannot use {address} ({error.strerror}); "
-                "another lab may run there: choose another port with --wrist_port."
-            ) from error
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody subscribes."""
-        while self._socket.get(zmq.EVENTS) & zmq.POLLIN:
-            event, *others = self._socket.recv_multipart()
-            if event[:1] == b"\x01" and not others and len(self._topics) < MAX_TOPICS:
-                self._topics.add(event[1:])
-            elif event[:1] == b"\x00" and not others:
-                self._topics.discard(event[1:])
-            else:
-                self._refusals.note(self._name, "a message that is no subscription")
-        return bool(self._topics)
-
-    def send(self, *parts: bytes | np.ndarray) -> None:
-        """Send one message; subscribers that are too slow miss it."""
-        with contextlib.suppress(zmq.Again):
-            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=True)
 
 
 class ServoThread:

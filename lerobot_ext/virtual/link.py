@@ -10,6 +10,8 @@ The lab keeps everything in one directory, whose names a YAML can hold:
     calibration/             follower.json and leader.json, as LeRobot's calibration would have written them
     lock                     held (flock) by the running lab; says its pid
 
+With two arms there are follower_right, follower_left and so on for follower, leader and skin, and their calibrations.
+
 The directory is `LEROBOT_LAB_DIR` or `/tmp/lerobot_lab`.
 """
 
@@ -109,6 +111,10 @@ class Status(msgspec.Struct, frozen=True):
     table_centre: TableMark | None = None
     wrist_port: int = 0
     refused: int = 0  # what came to the lab's ports and was not for them
+    arms: dict[
+        str, tuple[float, ...]
+    ] = {}  # every follower's joint angles, rad; joints_rad has the one that presses
+    wrist_cameras: tuple[str, ...] = ("wrist",)  # their names in LeRobot's ZMQ messages
     faults: dict[str, str] = {}  # what is wrong on request, by device: "unplugged", "frozen", ...
 
 

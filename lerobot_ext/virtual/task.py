@@ -12,6 +12,7 @@ from lerobot_ext.virtual.hand import Hand
 from lerobot_ext.virtual.link import Episode
 from lerobot_ext.virtual.referee import Referee
 from lerobot_ext.virtual.scripted_operator import Operator
+from lerobot_ext.virtual.two_arms import IdleHand
 from lerobot_ext.virtual.world import HEIGHTS_M, Drive, World
 
 TICK_S = 0.01
@@ -23,9 +24,12 @@ LEADER_SPEED = 3.0  # rad/s, when the leader's own servos move it
 class PressTask:
     """World, operator and referee together.
 
+    With two arms the right one presses: operator, referee and "the" leader are its.
+
     Attributes:
         world: The physics.
         leader: The leader's joint angles, rad, float64 (6,).
+        left: The hand at the left arm's leader; None with one arm.
         episodes: The verdicts so far.
         in_episode: Whether somebody has started an episode and not ended it.
     """
@@ -58,7 +62,9 @@ class PressTask:
         self._rested = 0.0
         self._referee = Referee()
         self._hand: Hand | None = None
+        self._left_hand: Hand | None = None
         self.leader = self._operator.joints.copy()
+        self.left = IdleHand(sways=operator) if len(self.world.arms) > 1 else None
         self._new_press()
 
     @property
@@ -89,7 +95,7 @@ class PressTask:
         return self._referee.verdict(len(self.episodes), world.joints, float(world.tip[2]))
 
     def hand(self, pose: str) -> None:
-        """Take both arms, as far as they are unpowered, to a pose of `hand.POSES`; "home" ends it.
+        """Take all arms, as far as they are unpowered, to a pose of `hand.POSES`; "home" ends it.
 
         Raises:
             ValueError: If there is no such pose, or an episode is open.
@@ -97,25 +103,32 @@ class PressTask:
         if self.in_episode:
             raise ValueError("an episode is open, in which the arms are not moved by hand; end it first.")
         self._hand = Hand(self.leader, pose)
+        self._left_hand = Hand(self.left.joints, pose) if self.left is not None else None
         self.world.set_contacts(False)  # the hand holds the follower clear of the table
 
     def _let_go(self) -> None:
-        self._hand = None
+        self._hand = self._left_hand = None
         self.world.set_contacts(True)
 
-    def tick(self, follower: Drive, leader: Drive, read_for: float) -> None:
+    def tick(
+        self, follower: Drive, leader: Drive, read_for: float, left: tuple[Drive, Drive] | None = None
+    ) -> None:
         """Advance by TICK_S.
 
         Args:
             follower: What the follower's servos ask for.
             leader: What the leader's servos ask for; joints without power follow the operator's hand.
             read_for: For how long the leader's positions have been read regularly, s.
+            left: What the left follower's and the left leader's servos ask for, with two arms.
         """
         world, operator = self.world, self._operator
         if self._hand is not None:
-            self._guide(follower, leader)
+            self._guide(follower, leader, left)
             return
         world.drive(follower)
+        if left is not None:
+            world.arms[1].drive(left[0])
+            self.left.step(TICK_S, left[1])
         for force in world.step(round(TICK_S / world.dt)):
             self._referee.watch(world.dt, force)
         world.set_lamp(self._referee.pressed)
@@ -128,11 +141,14 @@ class PressTask:
         self.leader = np.where(leader.powered, driven, hand)
         operator.joints = self.leader.copy()
 
-    def _guide(self, follower: Drive, leader: Drive) -> None:
+    def _guide(self, follower: Drive, leader: Drive, left: tuple[Drive, Drive] | None) -> None:
         """One tick in which the hand moves the arms."""
         joints = self._hand.step(TICK_S)
-        goal = np.where(follower.powered, follower.goal, joints)
-        self.world.drive(Drive.at(goal))
+        self.world.drive(Drive.at(np.where(follower.powered, follower.goal, joints)))
+        if left is not None:
+            guided = self._left_hand.step(TICK_S)
+            self.world.arms[1].drive(Drive.at(np.where(left[0].powered, left[0].goal, guided)))
+            self.left.joints = np.where(left[1].powered, self.left.joints, guided)
         self.world.step(round(TICK_S / self.world.dt))
         self.leader = np.where(leader.powered, self.leader, joints)
         self._operator.joints = self.leader.copy()

@@ -37,17 +37,21 @@ class RunningLab:
     @property
     def follower(self) -> Path:
         """The follower's port."""
-        return self.directory / "follower"
+        return self.port("follower")
 
     @property
     def leader(self) -> Path:
         """The leader's port."""
-        return self.directory / "leader"
+        return self.port("leader")
 
     @property
     def skin(self) -> Path:
         """The skin's port."""
-        return self.directory / "skin"
+        return self.port("skin")
+
+    def port(self, device: str) -> Path:
+        """The port of a device; with two arms they are called follower_right, follower_left and so on."""
+        return self.directory / device
 
     @property
     def calibration(self) -> Path:
@@ -69,7 +73,7 @@ def running_lab(tmp_path: Path, *, start_timeout_s: float = 60.0, **options: obj
     Args:
         tmp_path: The test's directory; where its path is too long for a socket, one in /tmp is taken instead.
         start_timeout_s: How long it may take to get ready.
-        options: The command's options by name: `seed=3`, `fps=15`, `no_operator=True`, `drop_packets=0.1`.
+        options: The command's options by name: `seed=3`, `fps=15`, `arms=2`, `no_operator=True`.
 
     Raises:
         RuntimeError: If it does not start; with what it printed.

@@ -49,7 +49,7 @@ def make_tiny_vlm(path: str | Path, image_size: int = 64) -> Path:
     )
 
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer(_SPECIAL)
     config = SmolVLMConfig(
         text_config={
             "model_type": "llama",
@@ -111,8 +111,12 @@ def smolvla_overrides(path: str | Path, image_size: int = 64, chunk_size: int = 
     }
 
 
-def _tokenizer() -> Any:
-    """A byte-level BPE tokenizer: any text can be written with it, however small its vocabulary."""
+def tiny_tokenizer(special: dict[str, str]) -> Any:
+    """A byte-level BPE tokenizer: any text can be written with it, however small its vocabulary.
+
+    Args:
+        special: Its special tokens by the names of their attributes, beside those for padding, begin and end.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -121,9 +125,9 @@ def _tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=[*_BOUNDARIES.values(), *_SPECIAL.values()],
+        special_tokens=[*_BOUNDARIES.values(), *special.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=_SPECIAL, **_BOUNDARIES)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=special, **_BOUNDARIES)

@@ -118,9 +118,9 @@ def test_bags_need_a_realsense_and_a_place(tmp_path):
         session.with_bags({}, tmp_path)
     cameras = {"side": RealSenseRGBDCameraConfig(serial_number_or_name="123")}
     with pytest.raises(UserError, match=r"dataset\.root"):
-        session.with_bags(cameras, None)
+        session.with_bags({"": cameras}, None)
     for number in range(2):
-        session.with_bags(cameras, tmp_path / "press")
+        session.with_bags({"": cameras}, tmp_path / "press")
         path = tmp_path / "press.bags" / f"side_{number}.bag"
         assert cameras["side"].record_bag == str(path)
         path.touch()
