@@ -49,7 +49,7 @@ def look_at_robot(visit: Visit) -> Finding:
     from lerobot.robots import RobotConfig, make_robot_from_config
 
     from lerobot_ext.commands.evaluate import EvaluateConfig
-    from lerobot_ext.policies.remote.modeling_remote import given_features
+    from lerobot_ext.policies.remote.features import given_features
 
     config_files.check_keys(EvaluateConfig, visit.data, str(visit.config_path))
     if not visit.setting("robot"):

@@ -7,8 +7,10 @@ is replaced by policy type `remote`, so that its weights are never loaded at the
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,11 @@ from lerobot.rollout.configs import (  # noqa: E402
 from lerobot.scripts.lerobot_rollout import rollout  # noqa: E402
 
 from lerobot_ext.commands import config as config_files  # noqa: E402
-from lerobot_ext.commands import record, session, tip_option  # noqa: E402
+from lerobot_ext.commands import open_loop, record, session, tip_option  # noqa: E402
+from lerobot_ext.commands import split as split_run  # noqa: E402
 from lerobot_ext.errors import UserError  # noqa: E402
 from lerobot_ext.recording.tips import tips  # noqa: E402
+from lerobot_ext.rollout.start import SplitConfig  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +48,16 @@ Runs a policy on the robot with LeRobot's rollout, records every episode, and sh
   --server.keys=DIR       this robot's folder of keys (lerobot-ext keys), if the server has keys
   --server.timeout_s=S    longest wait for one answer
   --inference.type=async  chunks are asked for while the arm moves (the default here); sync: the arm waits for each
-  --inference.merge=NAME  how a new chunk follows the old one: auto, rtc, aggregate, append
+  --inference.merge=NAME  how a new chunk follows the old one: auto, rtc, aggregate, append, ensemble
+  --inference.policy_hz=10 --inference.control_hz=100   the policy's rate and the arm's: positions in between are ours
   --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
   --dataset.language_tip=TEXT  how the task is to be done, for a policy that was trained on language tips
   --visualize=false       no pages at the end
+  --robot.type=replay     a recorded episode in place of a robot (--robot.root=DIR --robot.episode=N): predicted actions
+                          are compared with recorded ones, see docs/evaluate.md
+  --open_loop.every=N     with it: a chunk at every N-th frame, as fast as it goes, in place of the control loop
   --robot.port=PORT ...   any key of the YAML can be given here too
+{split_run.HELP}
 {session.HELP}
 """
 
@@ -88,11 +97,33 @@ class EvaluateConfig(RolloutConfig):
     Attributes:
         server: Where the policy runs when `ENV=local` is set.
         visualize: Write a page for each recorded episode when the rollout has ended.
+        open_loop: With a replay for a robot: how predicted actions are compared with recorded ones.
+        split: The policy in a process of its own, with `--split`.
+        initial_position: Where the robot goes before the first episode, and where it comes back to after each: by joint,
+            with or without `.pos`, of two arms with their prefixes. Joints that are not named stay where they are.
+        initial_speed: That no joint exceeds on the way, in the action's units a second.
+        initial_tolerance: How far from it a joint may end, in the action's units.
     """
 
     strategy: RolloutStrategyConfig = field(default_factory=EpisodicStrategyConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     visualize: bool = True
+    open_loop: open_loop.OpenLoopConfig = field(default_factory=open_loop.OpenLoopConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    initial_position: dict[str, float] | None = None
+    initial_speed: float = 30.0
+    initial_tolerance: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: If one of them cannot be.
+        """
+        super().__post_init__()
+        for name in ("initial_speed", "initial_tolerance"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0.")
 
 
 def main(argv: list[str]) -> int | None:
@@ -101,6 +132,7 @@ def main(argv: list[str]) -> int | None:
         print(HELP)
         return 0 if argv else 2
     words, extras = session.take_extras(argv)
+    words, options = split_run.take_options(words)
     words, tip = tip_option.take_option(words)
     data, source = record.merged_config(words)
     plan = tip_option.take(data, tip, source)
@@ -110,19 +142,34 @@ def main(argv: list[str]) -> int | None:
         raise UserError(f"{source}: evaluation needs a policy; add `policy: {{path: CHECKPOINT}}`.")
     check_name(data)
     root = record.check_root(data)
+    replay = open_loop.is_replay(data)
+    if replay:
+        data, plan = open_loop.with_defaults(data, plan)
     if "fps" not in data and "fps" in (data.get("dataset") or {}):
         data["fps"] = data["dataset"]["fps"]
     data = with_engine(data, root)
-    data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
+    with ExitStack() as stack:
+        split = None
+        if options.split:
+            split = split_run.Split(check_checkpoint(data), options)
+            stack.callback(split.close)
+            data = make_remote(split.remote(data))
+        else:
+            data = make_remote(data) if os.environ.get("ENV") == "local" else check_checkpoint(data)
 
-    config_files.shorten_torchcodec()
-    cfg = parse(data)
-    if cfg.policy.type == "remote":
-        check_server(cfg)
-    with tips.session(plan):
+        config_files.shorten_torchcodec()
+        cfg = parse(data)
+        if cfg.policy.type == "remote" and split is None:  # a server of our own comes later
+            check_server(cfg)
+        stack.enter_context(tips.session(plan))
         if cfg.dataset is not None:
             session.prepare(cfg.robot, cfg.dataset, root, bool(data.get("resume")), extras)
-        with session.session(root, extras, again=record.again("evaluate", argv)):
+        stack.enter_context(session.session(root, extras, again=record.again("evaluate", argv)))
+        if split is not None:
+            stack.enter_context(split.running(cfg, root))
+        if replay:
+            open_loop.run(cfg, rollout.__wrapped__, root)
+        else:
             rollout.__wrapped__(cfg)
     if cfg.visualize and root is not None and root.exists():
         show(root)
@@ -171,7 +218,7 @@ def make_remote(data: dict[str, Any]) -> dict[str, Any]:
     remote = {"type": "remote"} | (data.get("server") or {})
     if data.get("rename_map"):
         remote["rename_map"] = data["rename_map"]
-    logger.info("ENV=local: the policy %s runs on a server", data["policy"].get("path"))
+    logger.info("the policy %s runs on a server, at %s", data["policy"].get("path"), remote.get("address"))
     return data | {"policy": remote}
 
 

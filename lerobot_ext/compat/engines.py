@@ -16,9 +16,12 @@ def register(module: Any) -> None:
 def _create_inference_engine(original: Callable) -> Callable:
     def create_inference_engine(config: Any, **kwargs: Any) -> Any:
         from lerobot_ext.rollout.config import AsyncInferenceConfig
+        from lerobot_ext.rollout.open_loop import watching
         from lerobot_ext.rollout.tip import tell
 
         kwargs["task"] = tell(kwargs.get("task"), kwargs["policy"], kwargs["preprocessor"])
+        rate_hz = getattr(config, "policy_hz", None) or kwargs["fps"]
+        watching.meet(kwargs["robot_wrapper"], kwargs["ordered_action_keys"], rate_hz)
         if not isinstance(config, AsyncInferenceConfig):
             return original(config, **kwargs)
         from lerobot_ext.rollout.factory import make_engine

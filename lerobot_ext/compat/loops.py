@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,10 +19,13 @@ def _record_loop(original: Callable) -> Callable:
 
     def record_loop(*args: Any, **kwargs: Any) -> Any:
         from lerobot_ext.recording.episodes import episode
+        from lerobot_ext.rollout.plays import playing
 
         given = signature.bind(*args, **kwargs).arguments
-        dataset = given.get("dataset")
-        with nullcontext() if dataset is None else episode(given["robot"], dataset):
+        robot, dataset = given["robot"], given.get("dataset")
+        if dataset is None:
+            return original(*args, **kwargs)
+        with episode(robot, dataset), playing(robot, given["events"]):
             return original(*args, **kwargs)
 
     return record_loop
@@ -34,6 +36,7 @@ def _policy_loop(original: Callable) -> Callable:
 
     def _policy_loop(self: Any, ctx: Any, robot: Any, *args: Any, **kwargs: Any) -> Any:
         from lerobot_ext.recording.episodes import episode
+        from lerobot_ext.rollout import paced, plays
 
         given = signature.bind(self, ctx, robot, *args, **kwargs).arguments
         dataset, events = given["dataset"], given["events"]
@@ -41,22 +44,34 @@ def _policy_loop(original: Callable) -> Callable:
         # it while the sensors are tared would be the first ones of this episode.
         engine = self._engine
         engine.pause()
-        with episode(getattr(robot, "inner", robot), dataset):
+        loop = paced.run_episode if paced.is_paced(engine) else original
+        with episode(getattr(robot, "inner", robot), dataset), plays.playing(robot, events):
             engine.notify_observation(None)
             engine.reset()
             if hasattr(engine, "start_episode"):
                 engine.start_episode(dataset.num_episodes)
             engine.resume()
             try:
-                result = original(self, ctx, robot, *args, **kwargs)
+                result = loop(self, ctx, robot, *args, **kwargs)
             finally:
                 if hasattr(engine, "end_episode"):
                     engine.end_episode()
+        if ctx.runtime.shutdown_event.is_set():
+            events["stop_recording"] = True  # no way back to the initial position: the next thing is the end
         if dataset is not None and not dataset.has_pending_frames():
             _discard_empty_episode(ctx, events)
         return result
 
     return _policy_loop
+
+
+def _base_run(original: Callable) -> Callable:
+    def run(self: Any, ctx: Any) -> None:
+        from lerobot_ext.rollout import paced, plays
+
+        return plays.run_plays(paced.run_base if paced.is_paced(self._engine) else original, self, ctx)
+
+    return run
 
 
 def _discard_empty_episode(ctx: Any, events: dict) -> None:
@@ -69,17 +84,27 @@ def _discard_empty_episode(ctx: Any, events: dict) -> None:
 
 
 def _build_rollout_context(original: Callable) -> Callable:
+    signature = patching.signature_of(original)
+
     def build_rollout_context(cfg: Any, *args: Any, **kwargs: Any) -> Any:
         from lerobot.rollout import context
 
+        from lerobot_ext.rollout import paced
+        from lerobot_ext.rollout.start import starting
+
+        paced.check(cfg)
+        shutdown = signature.bind(cfg, *args, **kwargs).arguments.get("shutdown_event")
         # LeRobot takes every tuple among the robot's features for a camera and compares these with the policy's
         # images. With a vector among them the comparison is made here, and before anything is connected.
         make_robot, rename_map = context.make_robot_from_config, cfg.rename_map
-        context.make_robot_from_config = partial(_make_checked_robot, make_robot, cfg)
-        try:
-            return original(cfg, *args, **kwargs)
-        finally:
-            context.make_robot_from_config, cfg.rename_map = make_robot, rename_map
+        with starting(cfg, shutdown, partial(_make_checked_robot, make_robot, cfg)) as start:
+            context.make_robot_from_config = start.robot
+            try:
+                ctx = original(cfg, *args, **kwargs)
+            finally:
+                context.make_robot_from_config, cfg.rename_map = make_robot, rename_map
+            start.finish(ctx)
+        return ctx
 
     return build_rollout_context
 
@@ -109,7 +134,7 @@ EXTENSIONS = (
     Extension(
         "lerobot.scripts.lerobot_record",
         "record_loop",
-        "Does not announce episodes: sensors are tared before one that is recorded.",
+        "Does not announce episodes: sensors are tared before one that is recorded. A replay's end ends the episode.",
         "robot events fps teleop_action_processor robot_action_processor "
         "robot_observation_processor dataset teleop control_time_s single_task display_data "
         "display_mode display_compressed_images",
@@ -119,14 +144,25 @@ EXTENSIONS = (
         "lerobot.rollout.strategies.episodic",
         "EpisodicStrategy._policy_loop",
         "Does not announce episodes: sensors are tared before one, while the policy waits. One without a frame is "
-        "recorded again, where saving it would end the run.",
+        "recorded again, where saving it would end the run. An engine with two rates gets a loop that has them. A replay's "
+        "end ends the episode.",
         "self ctx robot events features fps control_time_s dataset single_task",
         _policy_loop,
     ),
     Extension(
+        "lerobot.rollout.strategies.base",
+        "BaseStrategy.run",
+        "Reads, infers and acts at one rate: an engine with two gets a loop that has them. Goes on when a replay is over: "
+        "each play is a loop of its own.",
+        "self ctx",
+        _base_run,
+    ),
+    Extension(
         "lerobot.rollout.context",
         "build_rollout_context",
-        "Takes every tuple of the robot's features for a camera when it compares them with the policy's images.",
+        "Takes every tuple of the robot's features for a camera when it compares them with the policy's images. "
+        "Knows one rate: what does not go with two is refused. Loads the policy before it connects the robot, and begins "
+        "at once: a robot may go to its initial position first, beside a policy that another process loads.",
         "cfg shutdown_event teleop_action_processor robot_action_processor robot_observation_processor",
         _build_rollout_context,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,25 @@ class TableReader(SelectedReader):
             item[key] = frames.squeeze(0) if alone else frames
         item["task"] = self._tasks[int(item["task_index"])]
         return self._named(item)
+
+    def column(self, key: str) -> np.ndarray:
+        """(rows, …) of a feature that is no image."""
+        return self._columns.tensors[key].numpy()
+
+    def rows(self, episode: int) -> range:
+        """The rows of an episode."""
+        return self._episodes[episode]
+
+    def numbers(self, row: int) -> dict[str, Any]:
+        """All of a row that is no image, and its task."""
+        numbers = self._columns.row(row)
+        return numbers | {"task": self._tasks[int(numbers["task_index"])]}
+
+    def recorded(self, keys: Sequence[str], episode: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Images as recorded, for rows of an episode: (n, H, W, 3) colour, (n, H, W, 1) float32 metres of depth."""
+        tasks = [partial(self._picture, key, episode, torch.tensor(rows)) for key in keys]
+        frames = zip(keys, decoding.together(tasks), strict=True)
+        return {key: value.movedim(1, -1).numpy() for key, value in frames}
 
     def _pictures(self, episode: int, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(n, C, h, w) of each image for these rows of an episode, transformed and resized."""

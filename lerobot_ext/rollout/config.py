@@ -5,6 +5,7 @@ Registered with LeRobot when this module is imported, which `compat` does once L
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ CHOICES = {
     "guidance": ("identity", "jacobian"),
     "schedule": ("zeros", "ones", "linear", "exp"),
     "when_lost": ("hold", "rest"),
+    "resample": ("linear", "hold", "cubic"),
 }
 
 
@@ -34,9 +36,12 @@ class AsyncInferenceConfig(InferenceEngineConfig):
     Attributes:
         actions_per_chunk: Actions of a chunk that are kept; all if None.
         chunk_size_threshold: Ask again when at most this share of a chunk is queued, 0 to 1.
-        merge: `rtc`, `aggregate` or `append`; `auto`: `rtc` where the policy can, else `aggregate`.
+        merge: `rtc`, `aggregate`, `append` or `ensemble` (ACT's temporal ensembling: a chunk is asked for at every
+            step); `auto`: `rtc` where the policy can, `ensemble` where the checkpoint says so, else `aggregate`.
         aggregate: How `aggregate` mixes actions for the same timestep: `weighted_average` (0.3 old + 0.7 new),
             `latest_only`, `average`, `conservative` (0.7 old + 0.3 new).
+        ensemble_coeff: Of `ensemble`: chunk i of those for a timestep, the oldest being 0, weighs exp(-coeff * i); if
+            None the checkpoint's, or that of the original work (0.01) if it has none.
         requests_in_flight: 2: a second request may leave before the first is answered.
         latency: The delay that is expected: `max` of the recent ones, or a percentile as `p95`.
         latency_window: How many recent ones.
@@ -44,6 +49,8 @@ class AsyncInferenceConfig(InferenceEngineConfig):
         schedule: Of `rtc`: how the binding to the old chunk falls: `zeros`, `ones`, `linear`, `exp`.
         execution_horizon: Of `rtc`: steps from which on nothing binds (the paper's H - s); all that is left if None.
         max_guidance_weight: Of `rtc`: clamp of the guidance (the paper's beta).
+        seed: Makes chunks repeatable: the n-th that an episode asks for draws its noise from `seed + n`; if None, of a
+            policy of type `remote` that one's own seed counts.
         when_lost: When no chunks come: `hold` the last position, or go to `rest` after `max_hold_s`.
         max_hold_s: Seconds.
         give_up_s: The rollout ends when chunks have not come for so long.
@@ -52,12 +59,22 @@ class AsyncInferenceConfig(InferenceEngineConfig):
         action_limits: By joint, [least, greatest]; they come before those derived from the robot's calibration.
         limit_slack: How far beyond a derived limit an action may be, as a share of the joint's range.
         telemetry_dir: Gets one `episode_000000.jsonl` an episode; none if None.
+        policy_hz: Policy steps a second: observations read and recorded, actions taken from a chunk. With it and
+            `control_hz` our own loop runs an episode, see `rollout.loop`; without both LeRobot's does.
+        control_hz: Positions commanded a second; `policy_hz` or more, any ratio.
+        resample: The way from one action to the next: `linear`, `cubic` (smooth at the actions, never beyond them),
+            or `hold` (each stays until the next).
+        hold_joints: Joints that are not resampled: each action stays until the next. For grippers.
+        max_step: Largest change of a joint's commanded position from one send to the next, in the action's units.
+        max_steps: Policy steps of an episode, which then ends.
+        monitor_s: Seconds between two lines in the log on how the loop is doing; 0: none.
     """
 
     actions_per_chunk: int | None = None
     chunk_size_threshold: float = 0.5
     merge: str = "auto"
     aggregate: str = "weighted_average"
+    ensemble_coeff: float | None = None
     requests_in_flight: int = 1
     latency: str = "max"
     latency_window: int = 10
@@ -65,6 +82,7 @@ class AsyncInferenceConfig(InferenceEngineConfig):
     schedule: str = "linear"
     execution_horizon: int | None = None
     max_guidance_weight: float = 10.0
+    seed: int | None = None
     when_lost: str = "hold"
     max_hold_s: float = 2.0
     give_up_s: float = 60.0
@@ -73,6 +91,13 @@ class AsyncInferenceConfig(InferenceEngineConfig):
     action_limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     limit_slack: float = 0.1
     telemetry_dir: str | None = None
+    policy_hz: float | None = None
+    control_hz: float | None = None
+    resample: str = "linear"
+    hold_joints: list[str] = field(default_factory=list)
+    max_step: float | None = None
+    max_steps: int | None = None
+    monitor_s: float = 5.0
 
     def __post_init__(self) -> None:
         """Check what can be checked without a robot.
@@ -92,6 +117,10 @@ class AsyncInferenceConfig(InferenceEngineConfig):
         if self.latency_window < 1:
             raise _wrong("latency_window", self.latency_window, "1 or more")
         percentile_of(self.latency)
+        if self.ensemble_coeff is not None and not math.isfinite(self.ensemble_coeff):
+            raise _wrong("ensemble_coeff", self.ensemble_coeff, "a number, or null")
+        if self.seed is not None and self.seed < 0:
+            raise _wrong("seed", self.seed, "0 or more, or null")
         for name in ("max_guidance_weight", "give_up_s", "rest_speed"):
             if not getattr(self, name) > 0:
                 raise _wrong(name, getattr(self, name), "a number above 0")
@@ -101,6 +130,44 @@ class AsyncInferenceConfig(InferenceEngineConfig):
         for joint, limits in self.action_limits.items():
             if len(limits) != 2 or not limits[0] < limits[1]:
                 raise _wrong(f"action_limits.{joint}", list(limits), "[least, greatest]")
+        self._check_pace()
+
+    def _check_pace(self) -> None:
+        if self.policy_hz is None and self.control_hz is None:
+            for name, unset in (
+                ("resample", "linear"),
+                ("hold_joints", []),
+                ("max_step", None),
+                ("max_steps", None),
+            ):
+                if getattr(self, name) != unset:
+                    raise ValueError(
+                        f"inference.{name} is {getattr(self, name)}, but it is for the loop with two rates: give "
+                        "inference.policy_hz and inference.control_hz, too (they may be equal)."
+                    )
+            return
+        for name, other in (("policy_hz", "control_hz"), ("control_hz", "policy_hz")):
+            value = getattr(self, name)
+            if value is None:
+                raise ValueError(
+                    f"inference.{other} is {getattr(self, other)}, but inference.{name} is not given; "
+                    "give both (they may be equal), or neither for LeRobot's own loop."
+                )
+            if not (value > 0 and math.isfinite(value)):
+                raise _wrong(name, value, "a number above 0")
+        if self.control_hz < self.policy_hz:
+            raise _wrong("control_hz", self.control_hz, f"at least inference.policy_hz, {self.policy_hz}")
+        if self.max_step is not None and not self.max_step > 0:
+            raise _wrong("max_step", self.max_step, "a number above 0, or null")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise _wrong("max_steps", self.max_steps, "1 or more, or null")
+        if not (self.monitor_s >= 0 and math.isfinite(self.monitor_s)):
+            raise _wrong("monitor_s", self.monitor_s, "0 or more")
+
+    @property
+    def paced(self) -> bool:
+        """Whether our own loop runs an episode, at `policy_hz` and `control_hz`."""
+        return self.policy_hz is not None
 
     def rtc(self, delay: int, left: int) -> Rtc:
         """How to continue what is left of the old chunk.

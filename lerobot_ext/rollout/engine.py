@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,12 @@ from lerobot.rollout.inference.base import InferenceEngine
 
 from lerobot_ext.rollout.checks import ActionChecks
 from lerobot_ext.rollout.config import AsyncInferenceConfig
+from lerobot_ext.rollout.ensemble import ACT_COEFF
 from lerobot_ext.rollout.episode import EpisodeLog
 from lerobot_ext.rollout.forecast import DelayForecast
+from lerobot_ext.rollout.jobs import Job, Seen, Workers, join
 from lerobot_ext.rollout.merge import merge_rule, replace
+from lerobot_ext.rollout.monitor import EngineState
 from lerobot_ext.rollout.observations import RecentObservations
 from lerobot_ext.rollout.queue import ActionQueue
 from lerobot_ext.rollout.recovery import Recovery
@@ -36,47 +38,27 @@ logger = logging.getLogger(__name__)
 _JOIN_S = 3.0
 
 
-@dataclass(frozen=True, eq=False)
-class _Observation:
-    """One that the control loop has shown.
-
-    Attributes:
-        number: Counts them.
-        timestep: That it belongs to.
-        ticks: Control ticks until then, in this episode.
-    """
-
-    number: int
-    timestep: int
-    ticks: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What a thread is to do: ask for a chunk, or reset the source if there is no request."""
-
-    generation: int
-    number: int
-    request: Request | None = None
-    observation: _Observation | None = None
-    forecast: int = 0
-
-
 class AsyncInferenceEngine(InferenceEngine):
     """Inference engine `async`, for whatever source.
 
-    The control loop calls `notify_observation` and then `get_action`, every tick. An observation notified when t
+    The control loop calls `notify_observation` and then `get_action`, every policy step: every tick of LeRobot's loops,
+    `policy_hz` times a second in ours (`loop`). An observation notified when t
     actions have been handed out belongs to timestep t. While no chunks come, what is queued is executed and then
     None is handed out, so that nothing is sent and the servos hold; see `AsyncInferenceConfig.when_lost`.
+
+    Attributes:
+        config: As given.
+        action_names: The action's entries, in order.
 
     Args:
         config: Of `--inference.type=async`.
         source: Where chunks come from.
-        merge: `rtc`, `aggregate` or `append`; `rtc` needs a source that supports it.
+        merge: `rtc`, `aggregate`, `append` or `ensemble`; `rtc` needs a source that supports it.
         checks: What a chunk must be.
-        fps: Actions a second.
+        fps: Actions a second; the config's `policy_hz` if that is given.
         rest_position: Where `when_lost: rest` goes, by action entry; None: where the episode started.
         warm_up: So many chunks are made before `ready` (for torch.compile).
+        ensemble_coeff: Of `ensemble`.
         shutdown_event: LeRobot's; set when chunks have not come for `give_up_s`.
         clock: Monotonic, in seconds.
     """
@@ -91,11 +73,14 @@ class AsyncInferenceEngine(InferenceEngine):
         fps: float,
         rest_position: Mapping[str, float] | None = None,
         warm_up: int = 0,
+        ensemble_coeff: float = ACT_COEFF,
         shutdown_event: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._source, self._checks, self._fps, self._clock = config, source, checks, fps, clock
-        self._merge, self._rule = merge, merge_rule(merge, config.aggregate)
+        self.config, self.action_names = config, checks.names
+        self._source, self._checks, self._clock = source, checks, clock
+        self._fps = fps = config.policy_hz or fps
+        self._merge, self._rule = merge, merge_rule(merge, config.aggregate, ensemble_coeff)
         self._writer = TelemetryWriter(config.telemetry_dir)
         self._log = EpisodeLog(self._writer, clock)
         self._forecast = DelayForecast(config.latency, config.latency_window)
@@ -110,7 +95,7 @@ class AsyncInferenceEngine(InferenceEngine):
         )
         # Everything above and below is guarded by this condition; it is notified whenever a thread may find work.
         self._wake = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self._workers = Workers(self._make_chunks, self._crashed)
         self._stopping = False
         self._active = False
         self._warm_up = warm_up
@@ -118,7 +103,8 @@ class AsyncInferenceEngine(InferenceEngine):
         self._observations = 0
         self._jobs = 0
         self._length: int | None = None  # of the last chunk
-        self._in_flight: dict[int, _Job] = {}
+        self._delay: int | None = None  # of the last chunk
+        self._in_flight: dict[int, Job] = {}
         self._episode: int | None = None
         self._history = RecentObservations(source.n_obs_steps, source.windows)
         self._forget_episode()
@@ -136,31 +122,20 @@ class AsyncInferenceEngine(InferenceEngine):
     def start(self) -> None:
         """Begin to make chunks, as soon as `resume` says that they are wanted."""
         with self._wake:
-            if self._threads:
-                return
-            self._stopping = False
-            self._threads = [
-                threading.Thread(target=self._work, name=f"chunks-{i}", daemon=True)
-                for i in range(self._config.requests_in_flight)
-            ]
-            for thread in self._threads:
-                thread.start()
+            if not self._workers.running:
+                self._stopping = False
+                self._workers.start(self.config.requests_in_flight)
 
     def stop(self) -> None:
         """End the threads and the episode's telemetry; waits for a call in flight as long as its deadline is."""
         with self._wake:
-            threads, self._threads = self._threads, []
+            threads = self._workers.release()
             self._stopping = True
             self._active = False
             self._generation += 1
             self._log.close()
             self._wake.notify_all()
-        patience = self._source.patience_s or _JOIN_S
-        until = time.monotonic() + patience + 0.5
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                logger.warning("a chunk is still being made after %.1f s; it will be thrown away", patience)
+        join(threads, self._source.patience_s or _JOIN_S)
         self._writer.close()
 
     def pause(self) -> None:
@@ -205,11 +180,12 @@ class AsyncInferenceEngine(InferenceEngine):
         self._forget_observation()
         self._asked = self._observations  # number of the newest observation that was asked with
         self._merged = 0  # number of the newest job whose chunk was merged
+        self._requests = 0  # chunks asked for in this episode
         self._last: np.ndarray | None = None  # what was handed out last
         self._home: np.ndarray | None = None
 
     def _forget_observation(self) -> None:
-        self._observation: _Observation | None = None
+        self._observation: Seen | None = None
         self._history.clear()
 
     # --- the control loop's side ---
@@ -225,7 +201,7 @@ class AsyncInferenceEngine(InferenceEngine):
             self._observations += 1
             self._history.add(obs)
             ticks = self._log.counts.ticks
-            self._observation = _Observation(self._observations, self._queue.executed, ticks)
+            self._observation = Seen(self._observations, self._queue.executed, ticks)
             self._wake.notify_all()
 
     def get_action(self, obs_frame: dict | None) -> torch.Tensor | None:
@@ -248,8 +224,19 @@ class AsyncInferenceEngine(InferenceEngine):
             self._last = action
             return torch.from_numpy(action.copy())
 
+    def ahead(self, count: int) -> np.ndarray:
+        """The actions that will be handed out next, as far as is known now: (n, dim) float32, n up to `count`."""
+        with self._wake:
+            rows = self._queue.planned(self._queue.executed)
+            return np.empty((0, len(self.action_names)), np.float32) if rows is None else rows[:count].copy()
+
+    def state(self) -> EngineState:
+        """How it is doing."""
+        with self._wake:
+            return EngineState(len(self._queue), self._delay, self._recovery.lost)
+
     def _open_episode(self, obs: Mapping[str, Any]) -> None:
-        names = self._checks.names
+        names = self.action_names
         if all(name in obs for name in names):
             self._home = np.array([float(obs[name]) for name in names], np.float32)
         self._log.open(
@@ -265,18 +252,12 @@ class AsyncInferenceEngine(InferenceEngine):
 
     @property
     def _chunk_size(self) -> int | None:
-        known = [self._config.actions_per_chunk, self._source.chunk_size or self._length]
+        known = [self.config.actions_per_chunk, self._source.chunk_size or self._length]
         return min((size for size in known if size), default=None)
 
-    def _work(self) -> None:
-        try:
-            self._make_chunks()
-        except Exception as error:  # of ours; nobody would ask for chunks any more
-            logger.exception("a thread of the inference engine ended")
-            with self._wake:
-                self._recovery.give_up(
-                    f"a thread of the inference engine ended ({error!r}); please report it."
-                )
+    def _crashed(self, error: Exception) -> None:
+        with self._wake:
+            self._recovery.give_up(f"a thread of the inference engine ended ({error!r}); please report it.")
 
     def _make_chunks(self) -> None:
         while (job := self._wait_for_job()) is not None:
@@ -301,7 +282,7 @@ class AsyncInferenceEngine(InferenceEngine):
                 elif job.number > self._merged and self._recovery.is_fresh(job.observation.number):
                     self._take_in(job, answer, actions, model_actions)
 
-    def _wait_for_job(self) -> _Job | None:
+    def _wait_for_job(self) -> Job | None:
         """The next thing to do; None when the engine stops."""
         with self._wake:
             while not self._stopping:
@@ -313,7 +294,7 @@ class AsyncInferenceEngine(InferenceEngine):
                 self._wake.wait(self._recovery.retry_in(now) or None if self._active else None)
         return None
 
-    def _next_job(self, now: float) -> _Job | None:
+    def _next_job(self, now: float) -> Job | None:
         """What to do now; None: nothing."""
         recovery, busy = self._recovery, bool(self._in_flight)
         if not self._active or not recovery.may_try(now):
@@ -331,28 +312,30 @@ class AsyncInferenceEngine(InferenceEngine):
 
     def _wants_chunk(self) -> bool:
         queued = len(self._queue)
-        if queued == 0 or self._warm_up > 0 or self._recovery.lost:
+        if queued == 0 or self._warm_up > 0 or self._recovery.lost or self._merge == "ensemble":
             return True
-        return queued <= self._config.chunk_size_threshold * (self._chunk_size or 0)
+        return queued <= self.config.chunk_size_threshold * (self._chunk_size or 0)
 
-    def _ask(self, seen: _Observation) -> _Job:
+    def _ask(self, seen: Seen) -> Job:
         self._asked = seen.number
         forecast = self._forecast.steps()
         rtc = left_over = planned = None
         if self._merge == "rtc":
             left_over = self._queue.left_over(seen.timestep)
             planned = None if left_over is None else self._queue.planned(seen.timestep)
-            rtc = self._config.rtc(forecast, 0 if left_over is None else len(left_over))
+            rtc = self.config.rtc(forecast, 0 if left_over is None else len(left_over))
         self._log.event("request", timestep=seen.timestep, forecast=forecast)
-        request = Request(tuple(self._history), rtc, left_over, planned)
+        seed = None if self.config.seed is None else self.config.seed + self._requests
+        self._requests += 1
+        request = Request(tuple(self._history), rtc, left_over, planned, seed)
         return self._job(request=request, observation=seen, forecast=forecast)
 
-    def _job(self, **what: Any) -> _Job:
+    def _job(self, **what: Any) -> Job:
         self._jobs += 1
-        return _Job(self._generation, self._jobs, **what)
+        return Job(self._generation, self._jobs, **what)
 
     @contextmanager
-    def _finished(self, job: _Job) -> Iterator[bool]:
+    def _finished(self, job: Job) -> Iterator[bool]:
         """Hold the lock after a job; False if nobody wants its outcome: of another episode, or of before a pause."""
         with self._wake:
             del self._in_flight[job.number]
@@ -362,9 +345,9 @@ class AsyncInferenceEngine(InferenceEngine):
     def _kept(self, actions: Any) -> np.ndarray | None:
         if actions is None:
             return None
-        return np.asarray(actions, np.float32)[: self._config.actions_per_chunk]
+        return np.asarray(actions, np.float32)[: self.config.actions_per_chunk]
 
-    def _on_error(self, job: _Job, error: Exception) -> None:
+    def _on_error(self, job: Job, error: Exception) -> None:
         logger.debug("a call of the chunks' source failed", exc_info=error)
         with self._finished(job) as wanted:
             # A newer observation took its place: no failure. That the link is down holds for the next episode, too.
@@ -373,14 +356,14 @@ class AsyncInferenceEngine(InferenceEngine):
                 self._recovery.call_failed(self._clock(), error)
 
     def _take_in(
-        self, job: _Job, answer: Answer, actions: np.ndarray, model_actions: np.ndarray | None
+        self, job: Job, answer: Answer, actions: np.ndarray, model_actions: np.ndarray | None
     ) -> None:
         seen = job.observation
         self._merged, self._length = job.number, len(actions)
         rule = replace if self._recovery.chunk_came(self._clock()) else self._rule
         merged = self._queue.merge(rule, seen.timestep, actions, model_actions)
         arrived = self._queue.executed
-        delay = arrived - seen.timestep
+        delay = self._delay = arrived - seen.timestep
         # Also the ticks on which the arm had to wait: with a longer queue they would have been steps.
         self._forecast.add(self._log.counts.ticks - seen.ticks)
         if self._warm_up > 0:

@@ -9,6 +9,8 @@ from typing import Any
 from lerobot_ext.rollout.checks import ActionChecks, by_entry, limits_of
 from lerobot_ext.rollout.config import AsyncInferenceConfig
 from lerobot_ext.rollout.engine import AsyncInferenceEngine
+from lerobot_ext.rollout.ensemble import ACT_COEFF
+from lerobot_ext.rollout.open_loop import watching
 from lerobot_ext.rollout.sources import LocalSource, RemoteSource, Source
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ def make_engine(
             robot_type=robot_wrapper.robot_type,
             device=device,
         )
+    source = watching.watched(source)
     limits = limits_of(robot_wrapper.inner, config.limit_slack)
     limits |= by_entry(config.action_limits, names, "inference.action_limits")
     without = [name for name in names if name not in limits]
@@ -59,7 +62,11 @@ def make_engine(
     rest_position = config.rest_position
     if rest_position is not None:
         rest_position = by_entry(rest_position, names, "inference.rest_position")
-    merge = choose_merge(config.merge, source.supports_rtc, policy.config.type)
+    by_entry(dict.fromkeys(config.hold_joints), names, "inference.hold_joints")
+    merge = choose_merge(
+        config.merge, source.supports_rtc, policy.config.type, ensembles=source.ensemble_coeff is not None
+    )
+    coeffs = (config.ensemble_coeff, source.ensemble_coeff, ACT_COEFF)
     logger.info("inference engine async: policy %s, merge %s", policy.config.type, merge)
     return AsyncInferenceEngine(
         config,
@@ -69,18 +76,19 @@ def make_engine(
         fps=fps,
         rest_position=rest_position,
         warm_up=max(1, compile_warmup_inferences) if use_torch_compile else 0,
+        ensemble_coeff=next(coeff for coeff in coeffs if coeff is not None),
         shutdown_event=shutdown_event,
     )
 
 
-def choose_merge(wanted: str, supports_rtc: bool, policy: str) -> str:
-    """The merge rule: `auto` takes `rtc` where it can.
+def choose_merge(wanted: str, supports_rtc: bool, policy: str, ensembles: bool = False) -> str:
+    """The merge rule: `auto` takes `rtc` where it can, `ensemble` where the checkpoint says so.
 
     Raises:
         ValueError: `rtc` is wanted of a policy that cannot.
     """
     if wanted == "auto":
-        return "rtc" if supports_rtc else "aggregate"
+        return "rtc" if supports_rtc else "ensemble" if ensembles else "aggregate"
     if wanted == "rtc" and not supports_rtc:
         raise ValueError(
             f"inference.merge is rtc, but policy '{policy}' cannot continue a given chunk (it is no flow-matching "

@@ -22,6 +22,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from torch import Tensor, nn
 
+from lerobot_ext.rollout.native_rtc import continues_itself, continuing
 from simplify_work.wire.messages import Rtc
 
 _PROCESSOR = "rtc_processor"
@@ -65,11 +66,15 @@ class Guidance:
         return self.left_over is not None and self.left_over.numel() > 0
 
 
-def supports_guidance(policy: Any) -> bool:
-    """Whether `guided` works on this policy: it says so itself, and LeRobot's hooks are in it.
+def supports_guidance(policy: Any, postprocessor: Any = None) -> bool:
+    """Whether `guided` works on this policy: it says so itself, and LeRobot's hooks are in it, or a way of its own.
 
-    Policies that say so but bring their own way (GR00T) have no hooks, and get False.
+    Args:
+        policy: A LeRobot policy.
+        postprocessor: Its own, which may say that a leftover is of no use to it.
     """
+    if continues_itself(policy, postprocessor):
+        return True
     supports = getattr(policy, "supports_rtc", None)
     if not callable(supports) or not supports() or not callable(getattr(policy, "init_rtc_processor", None)):
         return False
@@ -118,6 +123,15 @@ def guided(policy: Any, requests: Sequence[Guidance | None]) -> Iterator[None]:
     for request in wanted:
         if request is not None:
             check_guidance(policy, request)
+    if continues_itself(policy):
+        if len(wanted) > 1:
+            raise ValueError(
+                f"policy {type(policy).__name__} continues one chunk at a time, in a batch of one; {len(wanted)} came."
+            )
+        call = functools.partial(getattr(policy, _PREDICT), **continuing(wanted[0]))
+        with _replaced(policy, _PREDICT, call):
+            yield
+        return
     if torch.is_inference_mode_enabled() and any(_needs_gradient(request) for request in wanted):
         raise RuntimeError(
             "guidance 'jacobian' needs gradients: use torch.no_grad(), not torch.inference_mode()."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lerobot_ext.rollout.merge import Actions, MergeRule
+from lerobot_ext.rollout.merge import Actions, Ensemble, Join, MergeRule, Votes
 
 # Executed rows that are kept, since a leftover begins at the timestep of an observation that is a little older.
 _HISTORY = 64
@@ -52,12 +52,14 @@ class ActionQueue:
         self._first = 0  # timestep of the first row
         self._rows: Actions = np.empty((0, 0), np.float32)
         self._model: Actions | None = None
+        self._votes: Votes = np.empty(0, np.int64)  # of how many chunks a row is the mean
 
     def drop(self) -> None:
         """Forget what was not executed yet."""
         here = self.executed - self._first
         self._rows = self._rows[:here]
         self._model = None if self._model is None else self._model[:here]
+        self._votes = self._votes[:here]
 
     def pop(self) -> Actions | None:
         """Hand out the next action, (dim,), the caller's own; None if there is none, and no timestep is counted."""
@@ -105,26 +107,32 @@ class ActionQueue:
         here = self.executed - self._first
         before = self._rows[min(here, len(self._rows) - 1)] if len(self._rows) else None
         keep = min(here, _HISTORY)
+        votes = self._votes[here:]
+        join = rule.over(votes) if isinstance(rule, Ensemble) else rule
         self._model = self._merged_model(
-            rule, here, keep, None if model_actions is None else model_actions[late:]
+            join, here, keep, None if model_actions is None else model_actions[late:]
         )
-        self._rows = self._joined(rule, self._rows, here, keep, new)
+        self._rows = self._joined(join, self._rows, here, keep, new)
+        # What another rule has made is one opinion.
+        alone = np.ones(len(self._rows) - keep, np.int64)
+        votes = rule.votes(votes, len(new)) if isinstance(rule, Ensemble) else alone
+        self._votes = np.concatenate([self._votes[here - keep : here], votes])
         self._first = self.executed - keep
         after = self._rows[keep]
         jump = None if before is None else float(np.abs(after - before).max())
         return Merged(trimmed=late, added=len(new), jump=jump)
 
-    def _merged_model(self, rule: MergeRule, here: int, keep: int, new: Actions | None) -> Actions | None:
+    def _merged_model(self, join: Join, here: int, keep: int, new: Actions | None) -> Actions | None:
         if new is None or (self._model is None and len(self._rows)):
             return None
         old = np.empty((0, new.shape[1]), np.float32) if self._model is None else self._model
-        return self._joined(rule, old, here, keep, new)
+        return self._joined(join, old, here, keep, new)
 
     @staticmethod
-    def _joined(rule: MergeRule, old: Actions, here: int, keep: int, new: Actions) -> Actions:
+    def _joined(join: Join, old: Actions, here: int, keep: int, new: Actions) -> Actions:
         if not len(old):
             return np.ascontiguousarray(new)
-        return np.concatenate([old[here - keep : here], rule(old[here:], new)])
+        return np.concatenate([old[here - keep : here], join(old[here:], new)])
 
     def _from(self, rows: Actions, timestep: int) -> Actions | None:
         index = timestep - self._first

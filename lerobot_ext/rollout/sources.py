@@ -24,6 +24,7 @@ from lerobot.utils.feature_utils import build_dataset_frame
 from lerobot_ext.rollout.guidance import Guidance, guided, supports_guidance
 from lerobot_ext.rollout.merge import Actions
 from lerobot_ext.rollout.observations import vector_history
+from lerobot_ext.rollout.seeds import seeded
 from simplify_work.wire.messages import Rtc
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ class Request:
         rtc: How to continue `left_over`; None without RTC.
         left_over: (n, width) float32, the model's units, row 0 for the newest observation's timestep.
         planned: (n, dim) float32, the same rows in the robot's units.
+        seed: Of the policy's noise; None goes on with whatever generator the source has.
     """
 
     observations: tuple[Mapping[str, Any], ...]
     rtc: Rtc | None = None
     left_over: Actions | None = None
     planned: Actions | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,7 @@ class Source(Protocol):
         n_obs_steps: How many observations `infer` wants, at most.
         windows: Of which vectors `infer` wants the last samples, (n, size), by the robot's names, and how many.
         supports_rtc: Whether a request may have `rtc`.
+        ensemble_coeff: ACT's `temporal_ensemble_coeff` if the checkpoint has one.
         patience_s: How long a call may take before it fails by itself; None if there is no such limit.
     """
 
@@ -77,6 +81,7 @@ class Source(Protocol):
     n_obs_steps: int
     windows: Mapping[str, int]
     supports_rtc: bool
+    ensemble_coeff: float | None
     patience_s: float | None
 
     def reset(self) -> None:
@@ -121,7 +126,8 @@ class LocalSource:
         self.chunk_size = getattr(policy.config, "chunk_size", None)
         self.n_obs_steps = getattr(policy.config, "n_obs_steps", None) or 1
         self.windows = vector_history(policy, preprocessor)
-        self.supports_rtc = supports_guidance(policy)
+        self.supports_rtc = supports_guidance(policy, postprocessor)
+        self.ensemble_coeff = getattr(policy.config, "temporal_ensemble_coeff", None)
         self._relative = _step(preprocessor, RelativeActionsProcessorStep)
         if self._relative is not None and not self._relative.enabled:
             self._relative = None
@@ -142,7 +148,7 @@ class LocalSource:
             started = time.perf_counter()
             batch = self._batch(request)
             preprocessed = time.perf_counter()
-            with self._guided(request):
+            with self._guided(request), self._seeded(request):
                 chunk = self._policy.predict_action_chunk(batch)
             model_actions = chunk.squeeze(0).float().cpu().numpy().copy()
             inferred = time.perf_counter()
@@ -172,6 +178,9 @@ class LocalSource:
         if left_over is not None and self._relative is not None:
             left_over = self._reanchored(request, left_over)
         return guided(self._policy, [Guidance(request.rtc, left_over)])
+
+    def _seeded(self, request: Request) -> AbstractContextManager:
+        return nullcontext() if request.seed is None else seeded(request.seed, self._device)
 
     def _reanchored(self, request: Request, left_over: torch.Tensor) -> torch.Tensor:
         """A leftover of relative actions, seen from the new observation's state; as LeRobot's RTC engine does it."""
@@ -208,6 +217,7 @@ class RemoteSource:
         self.n_obs_steps = policy.welcome.n_obs_steps
         self.windows = vector_history(policy, None)
         self.supports_rtc = bool(policy.supports_rtc())
+        self.ensemble_coeff = policy.welcome.temporal_ensemble_coeff
         self.patience_s = policy.config.timeout_s
         self._lock = threading.Lock() if self.n_obs_steps > 1 else nullcontext()
 
@@ -222,7 +232,7 @@ class RemoteSource:
         with self._lock:
             for arrays in earlier:
                 self._policy.observe(arrays)
-            chunk = self._policy.infer(newest, self._task, request.rtc, request.left_over)
+            chunk = self._policy.infer(newest, self._task, request.rtc, request.left_over, request.seed)
         return Answer(chunk.actions, chunk.model_actions, chunk.figures)
 
     def _arrays(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:

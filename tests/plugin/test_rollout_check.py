@@ -6,6 +6,7 @@ import pytest
 from lerobot.cameras.zmq import ZMQCameraConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.rollout import context
+from lerobot.rollout.inference import SyncInferenceConfig
 
 from lerobot_ext.compat import loops
 from lerobot_ext.robots import SO101FollowerExtConfig
@@ -25,7 +26,10 @@ def config(tmp_path, cameras, expected, sensors=True, rename_map=None):
     )
     images = {f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 8, 8)) for name in expected}
     return SimpleNamespace(
-        robot=robot, policy=SimpleNamespace(input_features=images), rename_map=rename_map or {}
+        robot=robot,
+        policy=SimpleNamespace(input_features=images),
+        inference=SyncInferenceConfig(),
+        rename_map=rename_map or {},
     )
 
 

@@ -19,7 +19,8 @@ from lerobot.rollout.inference.sync import SyncInferenceEngine
 
 from lerobot_ext.features import VectorFeature
 from lerobot_ext.policies.remote.configuration_remote import RemoteConfig
-from lerobot_ext.policies.remote.modeling_remote import RemotePolicy, given_features
+from lerobot_ext.policies.remote.features import given_features
+from lerobot_ext.policies.remote.modeling_remote import RemotePolicy
 from simplify_work.wire.errors import FeatureMismatch, ServerUnreachable
 
 JOINTS = [f"joint{index}.pos" for index in range(checkpoints.STATE)]

@@ -1,12 +1,10 @@
 """Guided denoising: LeRobot's numbers where it is LeRobot's, the paper's where it is the paper's, and no traces."""
 
-import math
-
 import checkpoints
 import pytest
 import torch
-from guidance_requests import DIM, SCHEDULES, STEPS, WIDTH, ask, rand
-from lerobot.configs import PreTrainedConfig, RTCAttentionSchedule
+from guidance_requests import DIM, SCHEDULES, STEPS, WIDTH, ask, finite_difference_gaps, lerobots_chunk, rand
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
@@ -16,9 +14,7 @@ from lerobot_ext.rollout.guidance import (
     BatchRTCProcessor,
     Guidance,
     check_guidance,
-    guidance_weight,
     guided,
-    prefix_weights,
     supports_guidance,
 )
 from simplify_work.wire.messages import Rtc
@@ -61,28 +57,6 @@ def chunk(policy, batch, noise, *requests, **arguments):
         return policy.predict_action_chunk(dict(batch), noise=noise, **arguments)
 
 
-def lerobots_chunk(policy, batch, noise, request):
-    """By LeRobot's own processor, switched on as lerobot-rollout does it."""
-    rtc = request.rtc
-    policy.config.rtc_config = RTCConfig(
-        prefix_attention_schedule=RTCAttentionSchedule(rtc.schedule.upper()),
-        max_guidance_weight=rtc.max_guidance_weight,
-        execution_horizon=rtc.execution_horizon,
-    )
-    policy.init_rtc_processor()
-    try:
-        return policy.predict_action_chunk(
-            dict(batch),
-            noise=noise,
-            inference_delay=rtc.inference_delay,
-            prev_chunk_left_over=request.left_over,
-        )
-    finally:
-        policy.config.rtc_config = None
-        policy.init_rtc_processor()
-        policy.model.rtc_processor = None
-
-
 # One sample: LeRobot's numbers
 
 
@@ -100,67 +74,11 @@ def test_identity_for_one_sample_is_lerobots_own(policy, batch_of, schedule, row
 # The Jacobian
 
 
-class Recorder(BatchRTCProcessor):
-    """Keeps what it was called with, step by step, and what it answered."""
-
-    def __init__(self, requests):
-        super().__init__(requests)
-        self.calls = []
-
-    def denoise_step(self, x_t, time, original_denoise_step_partial, **ignored):
-        denoise = original_denoise_step_partial
-        result = super().denoise_step(x_t, None, None, time, denoise)
-        self.calls.append((x_t.clone(), time, denoise, result.clone()))
-        return result
-
-
 def test_jacobian_of_smolvla_agrees_with_finite_differences_at_every_time(policy, batch_of, monkeypatch):
     """Also after earlier guided steps: the KV cache that they left behind must not leak into the gradient."""
-    made = []
-    monkeypatch.setattr(
-        "lerobot_ext.rollout.guidance.BatchRTCProcessor",
-        lambda requests: made.append(Recorder(requests)) or made[-1],
-    )
-    request = ask(guidance="jacobian", schedule="exp", clamp=5.0)
-    batch, noise = batch_of(1), rand(1, STEPS, WIDTH)
-    checked = []
-
-    with torch.no_grad(), guided(policy, [request]):
-        euler = policy.model.sample_actions
-
-        def check_then_return(*args, **kwargs):
-            actions = euler(*args, **kwargs)
-            for x_t, time, denoise, answered in made[0].calls:
-                checked.append(_finite_difference_gap(x_t, time, denoise, answered, request))
-            return actions
-
-        monkeypatch.setattr(policy.model, "sample_actions", check_then_return)
-        policy.predict_action_chunk(dict(batch), noise=noise)
-    assert len(checked) == policy.config.num_steps
-    assert max(checked) < 2e-2, checked
-
-
-def _finite_difference_gap(x_t, time, denoise, answered, request):
-    """Relative distance between the correction along random directions and central differences of e . D(x)."""
-    left_over = torch.zeros(1, STEPS, WIDTH)
-    left_over[0, :8, :DIM] = request.left_over
-    weights = prefix_weights("exp", 2, 7, STEPS)[:, None]
-    velocity = denoise(x_t)
-    error = (left_over - (x_t - time * velocity)) * weights
-    correction = (velocity - answered) / min(5.0, guidance_weight(time))
-    gaps = []
-    for seed in range(4):
-        direction = rand(1, STEPS, WIDTH, seed=seed)
-        by = 1e-2
-        ahead, behind = (x_t + sign * by * direction for sign in (1, -1))
-        clean = [(x - time * denoise(x)) for x in (ahead, behind)]
-        expected = ((clean[0] - clean[1]) * error).sum() / (2 * by)
-        found = (correction * direction).sum()
-        scale = correction.norm() * direction.norm() / math.sqrt(direction.numel())
-        gaps.append(float((found - expected).abs() / scale))
-    # The denoiser does depend on x, or there would be nothing to test.
-    assert (correction - error).norm() > 1e-2 * error.norm()
-    return max(gaps)
+    gaps = finite_difference_gaps(policy, batch_of(1), monkeypatch)
+    assert len(gaps) == policy.config.num_steps
+    assert max(gaps) < 2e-2, gaps
 
 
 @pytest.mark.parametrize("guidance", ["identity", "jacobian"])

@@ -58,6 +58,16 @@ def test_a_chunk_is_what_lerobot_computes(kind, request):
 
 
 @pytest.mark.parametrize("kind", ["act", "smolvla"])
+def test_a_seed_gives_the_noise_that_lerobot_has_after_it(kind, request):
+    path = request.getfixturevalue(kind)
+    seen, made = observation(), source(path)
+    found = [made.infer(Request((seen,), seed=seed)).actions for seed in (3, 3, 4)]
+    expected = local_chunk(path, frame(seen), TASK, seed=3).numpy()
+    assert np.array_equal(found[0], found[1]) and np.abs(found[0] - expected).max() < 1e-5
+    assert np.array_equal(found[0], found[2]) == (kind == "act"), "ACT draws none"
+
+
+@pytest.mark.parametrize("kind", ["act", "smolvla"])
 @pytest.mark.parametrize("merge", ["auto", "aggregate", "append"])
 def test_it_runs_in_real_time(kind, merge, request, tmp_path):
     config = AsyncInferenceConfig(merge=merge, telemetry_dir=str(tmp_path), requests_in_flight=2)

@@ -99,6 +99,36 @@ def test_engine_async(rollout, tmp_path):
     assert 2 * timesteps[-1] - 2 <= len(sent) <= 2 * timesteps[-1] and np.ptp(sent, axis=0).min() > 0
 
 
+def test_two_rates(rollout, tmp_path, capsys):
+    """10 Hz of policy, 40 Hz of arm, recorded at 10 Hz though the dataset was to have its default."""
+    sent = rollout(
+        "--inference.type=async",
+        "--inference.policy_hz=10",
+        "--inference.control_hz=40",
+        "--inference.max_steps=25",
+        "--inference.max_step=1.5",
+        "--inference.hold_joints=[gripper]",
+        f"--inference.telemetry_dir={tmp_path / 'telemetry'}",
+        "--strategy.type=episodic",
+        "--dataset.repo_id=lab/rollout_press",
+        f"--dataset.root={tmp_path / 'dataset'}",
+        "--dataset.single_task=press",
+        "--dataset.num_episodes=1",
+        "--dataset.episode_time_s=30",
+        "--dataset.push_to_hub=false",
+        "--dataset.rgb_encoder.vcodec=h264",
+    )
+    told = capsys.readouterr().err
+    assert "dataset.fps is 30; it is set to inference.policy_hz, 10" in told
+    dataset = LeRobotDataset("lab/rollout_press", root=tmp_path / "dataset", video_backend="pyav")
+    assert (dataset.fps, dataset.num_frames) == (10, 25)
+    lines = [json.loads(line) for line in (tmp_path / "telemetry" / "episode_000000.jsonl").open()]
+    assert lines[0]["fps"] == 10 and lines[-1]["ticks"] - lines[-1]["starved"] == 25
+    steps = np.abs(np.diff(sent, axis=0))
+    assert len(sent) >= 100 and steps.max() <= 1.5 + 1e-6 and np.ptp(sent, axis=0).min() > 0
+    assert f"paced loop: over; {len(sent)} actions sent" in told
+
+
 def test_lerobots_engine_rtc(rollout, caplog):
     sent = rollout(
         *BASE, "--inference.type=rtc", "--inference.rtc.execution_horizon=8", "--inference.queue_threshold=5"

@@ -19,6 +19,7 @@ class RemoteConfig(PreTrainedConfig):
         timeout_s: Longest wait for one chunk.
         connect_timeout_s: Longest wait for the server to be there.
         n_action_steps: Actions of a chunk that are executed before the next is asked for; the checkpoint's if None.
+            Above 1 it also switches off a checkpoint's temporal ensembling, which asks at every step.
         actions_per_chunk: Actions of a chunk that are kept; all if None.
         seed: Makes a run repeatable: the n-th chunk of every episode draws its noise from `seed + n`.
         rename_map: The robot's observation keys to the policy's.

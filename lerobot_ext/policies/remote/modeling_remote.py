@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import OBS_IMAGES, OBS_STATE, OBS_STR
 from torch import Tensor
 
 from lerobot_ext.policies.remote.configuration_remote import RemoteConfig
+from lerobot_ext.policies.remote.features import given_features
+from lerobot_ext.rollout.ensemble import TemporalEnsemble
 from simplify_work.local.batch import observation_from_batch, task_of
 from simplify_work.local.client import ActionChunk, PolicyClient
 from simplify_work.local.history import History
 from simplify_work.wire.errors import ServerUnreachable
-from simplify_work.wire.features import DTYPES, FeatureSpec, check_features, check_observation, kind_of
+from simplify_work.wire.features import FeatureSpec, check_features, check_observation
 from simplify_work.wire.messages import Rtc, Welcome
 
 logger = logging.getLogger(__name__)
@@ -72,12 +73,18 @@ class RemotePolicy(PreTrainedPolicy):
         if self.welcome.action_names and not getattr(config, "action_feature_names", None):
             # LeRobot's rollout asks the config for the order of the action's entries.
             config.action_feature_names = list(self.welcome.action_names)
+        coeff = self.welcome.temporal_ensemble_coeff
+        self._ensemble = (
+            TemporalEnsemble(coeff) if coeff is not None and (config.n_action_steps or 1) == 1 else None
+        )
         logger.info(
-            "remote policy: %s at %s, chunks of %d, %d of them executed",
+            "remote policy: %s at %s, chunks of %d, %s",
             self.welcome.policy_type,
             config.address,
             self.welcome.chunk_size,
-            self.n_action_steps,
+            f"{self.n_action_steps} of them executed"
+            if self._ensemble is None
+            else f"one a step, ensembled with coefficient {coeff:g}",
         )
 
     @classmethod
@@ -167,6 +174,8 @@ class RemotePolicy(PreTrainedPolicy):
             RemoteError: If the server is not there any more.
         """
         self._queue.clear()
+        if self._ensemble is not None:
+            self._ensemble.reset()
         self._history.clear()
         self._chunks = 0
         self._client.reset()
@@ -209,14 +218,20 @@ class RemotePolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """The next action, (1, dim); asks the server when the last chunk's `n_action_steps` are used up."""
+        """The next action, (1, dim).
+
+        Asks the server when the last chunk's `n_action_steps` are used up; at each step if the checkpoint has ACT's
+        temporal ensembling (`welcome.temporal_ensemble_coeff`), and then it is the mean of what the chunks say.
+        """
         if not self._queue or self._history.length > 1:
             observation = self._history.add(self._observation(batch))
         elif self._history.windows:
             self._history.remember(self._samples(batch))
         if not self._queue:
-            actions = self._next_chunk(observation, task_of(batch), **kwargs)[:, : self.n_action_steps]
-            self._queue.extend(actions.transpose(0, 1))
+            chunk = self._next_chunk(observation, task_of(batch), **kwargs)
+            if self._ensemble is not None:
+                return torch.from_numpy(self._ensemble.add(chunk.squeeze(0).numpy())).unsqueeze(0)
+            self._queue.extend(chunk[:, : self.n_action_steps].transpose(0, 1))
         return self._queue.popleft()
 
     def observe(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -239,6 +254,7 @@ class RemotePolicy(PreTrainedPolicy):
         task: str = "",
         rtc: Rtc | None = None,
         left_over: np.ndarray | None = None,
+        seed: int | None = None,
     ) -> ActionChunk:
         """Ask the server for a chunk, without torch and without conversions.
 
@@ -251,6 +267,7 @@ class RemotePolicy(PreTrainedPolicy):
             task: What the robot shall do, in words.
             rtc: How to continue `left_over`.
             left_over: (n, dim) float32, what is left of the last chunk's `model_actions`.
+            seed: Of the policy's noise; that of `config.seed` if None.
 
         Returns:
             The chunk in the robot's units, `config.actions_per_chunk` of it; with `model_actions` if the server's
@@ -260,7 +277,7 @@ class RemotePolicy(PreTrainedPolicy):
             RemoteError: One of its kinds, see `PolicyClient.infer`.
         """
         observation = self._history.add(self._wanted(arrays))
-        return self._infer(observation, task, rtc, left_over, self.welcome.supports_rtc)
+        return self._infer(observation, task, rtc, left_over, self.welcome.supports_rtc, seed=seed)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict | None]:
         """Refuse: there is nothing to train.
@@ -332,12 +349,13 @@ class RemotePolicy(PreTrainedPolicy):
         left_over: np.ndarray | None = None,
         model_actions: bool = False,
         timeout_s: float | None = None,
+        seed: int | None = None,
     ) -> ActionChunk:
         chunk = self._client.infer(
             observation,
             task=task,
             robot_type=self.config.robot_type,
-            seed=self._seed(),
+            seed=self._seed() if seed is None else seed,
             rtc=rtc,
             left_over=left_over,
             model_actions=model_actions,
@@ -376,24 +394,3 @@ class RemotePolicy(PreTrainedPolicy):
         line = {"chunk": self._chunks} | chunk.figures
         with open(self.config.telemetry_path, "a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def given_features(observation_features: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
-    """What a robot's `observation_features` become on the wire.
-
-    Args:
-        observation_features: `float` for a joint (those ending `.pos` or `.vel` are the state, as in LeRobot's
-            rollout), (H, W, 3) for a camera, (H, W, 1) for depth, (n,) for a vector.
-    """
-    joints = [
-        key
-        for key, value in observation_features.items()
-        if value is float and key.endswith((".pos", ".vel"))
-    ]
-    specs = [FeatureSpec(OBS_STATE, "vector", (len(joints),), DTYPES["vector"])] if joints else []
-    for key, value in observation_features.items():
-        if isinstance(value, tuple):
-            kind, shape = kind_of(value), tuple(value)
-            prefix = OBS_STR if kind == "vector" else OBS_IMAGES
-            specs.append(FeatureSpec(f"{prefix}.{key}", kind, shape, DTYPES[kind]))
-    return tuple(specs)

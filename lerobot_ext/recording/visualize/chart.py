@@ -62,7 +62,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one time axis.
+    """Curves over one time axis, or over another one whose `unit` is said.
 
     Attributes:
         title: Above the chart.
@@ -73,6 +73,7 @@ class Chart:
         zero: Whether the value 0 is always in sight.
         shades: Times from and to, which get a coloured ground.
         events: Moments with a label.
+        unit: Stands after the numbers of the time axis.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Chart:
     zero: bool = False
     shades: Sequence[tuple[float, float]] = field(default=())
     events: Sequence[Event] = field(default=())
+    unit: str = " s"
 
 
 class Canvas(Protocol):
@@ -221,7 +223,7 @@ def draw_chart(canvas: Canvas, chart: Chart, width: float, height: float) -> Plo
         canvas.text(left - 5, y(tick) + 4, label, 10, "end")
     for tick, label in ticks(start, end, max(2, int((right - left) / 70))):
         canvas.line(np.array([[x(tick), bottom], [x(tick), bottom + 4]]), MARK)
-        canvas.text(x(tick), bottom + 15, f"{label} s", 10, "middle")
+        canvas.text(x(tick), bottom + 15, f"{label}{chart.unit}", 10, "middle")
     canvas.line(np.array([[left, bottom], [right, bottom]]), MARK)
     for mark in chart.marks_s:
         canvas.line(np.array([[x(mark), top], [x(mark), bottom]]), MARK, 0.8, dashed=True)

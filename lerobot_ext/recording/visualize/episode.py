@@ -33,6 +33,25 @@ class Curves:
     values: NDArray[np.float32]
 
 
+def check_folder(root: Path) -> None:
+    """Refuse a folder that is no finished dataset, before LeRobot looks for it on the hub.
+
+    Raises:
+        UserError: The folder is missing, is not a dataset, or is one that was not finished.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"there is no folder '{root}'; give the root of a dataset, as in --root=outputs/press."
+        )
+    info = root / "meta" / "info.json"
+    if not info.is_file():
+        raise UserError(f"'{root}' is not a LeRobot dataset: it has no {info.relative_to(root)}.")
+    # LeRobot goes to the hub for what it does not find; a recording that was cut off is not to be looked for there.
+    for part in ("meta/episodes", "data"):
+        if not any((root / part).glob("**/*.parquet")):
+            raise UserError(f"'{root}' is not a finished dataset: it has no Parquet file in {part}/.")
+
+
 def open_dataset(root: str | Path, repo_id: str | None = None) -> LeRobotDataset:
     """A dataset that lies on this computer; the network is never asked.
 
@@ -46,17 +65,7 @@ def open_dataset(root: str | Path, repo_id: str | None = None) -> LeRobotDataset
         UserError: The folder is missing, is not a dataset, or is one that was not finished.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise UserError(
-            f"there is no folder '{root}'; give the root of a dataset, as in --root=outputs/press."
-        )
-    info = root / "meta" / "info.json"
-    if not info.is_file():
-        raise UserError(f"'{root}' is not a LeRobot dataset: it has no {info.relative_to(root)}.")
-    # LeRobot goes to the hub for what it does not find; a recording that was cut off is not to be looked for there.
-    for part in ("meta/episodes", "data"):
-        if not any((root / part).glob("**/*.parquet")):
-            raise UserError(f"'{root}' is not a finished dataset: it has no Parquet file in {part}/.")
+    check_folder(root)
 
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
