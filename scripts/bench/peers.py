@@ -151,7 +151,7 @@ class Ours:
         keys: Path | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        self._server = _Process(_serve_ours, address, str(keys / "server") if keys else None, size)
+        self._server = Process(_serve_ours, address, str(keys / "server") if keys else None, size)
         self._keys = keys / "bench" if keys else None
         self.address = self._server.said
         self._client: PolicyClient | None = None
@@ -198,7 +198,7 @@ class Floor:
     def __init__(self) -> None:
         import zmq
 
-        self._server = _Process(_serve_floor, "tcp://127.0.0.1:*")
+        self._server = Process(_serve_floor, "tcp://127.0.0.1:*")
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.connect(self._server.said)
@@ -237,7 +237,7 @@ class Pickled:
     def __init__(self) -> None:
         import zmq
 
-        self._server = _Process(_serve_pickle, "tcp://127.0.0.1:*")
+        self._server = Process(_serve_pickle, "tcp://127.0.0.1:*")
         self._socket = zmq.Context.instance().socket(zmq.REQ)
         self._socket.linger = 0
         self._socket.connect(self._server.said)
@@ -315,7 +315,7 @@ class LeRobots:
     """LeRobot's RobotClient with its PolicyServer: its own methods send and receive, in its own two threads."""
 
     def __init__(self) -> None:
-        self._server = _Process(_serve_lerobot)
+        self._server = Process(_serve_lerobot)
         self.address = self._server.said
 
     def connect(self, address: str | None = None) -> LeRobots:
@@ -374,7 +374,7 @@ class LeRobots:
 
 
 @dataclass
-class _Process:
+class Process:
     """A server in a process of its own; `said` is what it sent when it was ready."""
 
     said: str

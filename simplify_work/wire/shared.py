@@ -2,9 +2,27 @@
 
 The client writes to a segment under a random name in /dev/shm; the server opens it and takes the name away, so that
 the memory vanishes with the two processes, however they end. Linux only; elsewhere arrays travel as frames.
-A stamp before each array, taken away while it is written, tells the server whether its copy is whole: that costs
-nothing, where checksums would cost as much as the copies. The server maps only what its own user made: a process
-that shortened its segment could end the server by it (SIGBUS), but that user could end it anyway.
+
+Nothing that is read is torn: neither half of one picture and half of the next, nor pictures of one instant beside the
+state of another. Two things see to that. *Slots*: a message has a slot of its own, and the writer comes back to it
+after SLOTS - 1 others, so that reader and writer do not meet unless a client gave up so many requests; nobody waits
+for anybody. *Stamps*, for when they do meet: each message has a number that no other has, its header (which passes
+the socket) says it, and it stands before each of the message's arrays. A writer first takes away all stamps of the
+slot, then writes each array and its stamp after it; a reader copies and then looks for the stamp that the header
+says. So what is accepted was still all there when the copy ended, and all arrays of a message are of that message,
+also those that found no room and came as its frames (with checksums). Anything else is refused, never mended: a newer
+message is on its way. This is a sequence lock, except that the reader knows beforehand which number it wants: it need
+not try again, and a writer that never pauses cannot keep it out. It costs nothing, where checksums would cost as much
+as the copies.
+
+A sequence lock is only as good as the order in which one processor's writes reach another. That they were written
+before the header arrives is the socket's doing (the kernel's locks). That a taken stamp is seen before what is written
+over the array, and that the copy is read before the second look at the stamp, x86 gives by itself: it shows stores in
+order and loads in order. ARM promises neither, so both sides pass a fence there (`_Fence`); it is reasoned from ARM's
+memory model, the tests ran on x86.
+
+The server maps only what its own user made: a process that shortened its segment could end the server by it (SIGBUS),
+but that user could end it anyway.
 """
 
 from __future__ import annotations
@@ -67,6 +85,7 @@ class SharedArrays:
             raise OSError(f"this system has no shared memory in {FOLDER}")
         self.slot_bytes = max(_aligned(slot_bytes), _ALIGNMENT)
         self._lock = threading.Lock()
+        self._fence = _Fence()
         self._slot = 0
         self._stamp = secrets.randbits(62)
         self._stamped: list[list[int]] = [[] for _ in range(SLOTS)]  # where, by slot
@@ -88,24 +107,27 @@ class SharedArrays:
         Returns:
             Name to offset in the segment, for the arrays that found room, and their stamp.
         """
+        # Locked to the end: of more threads than there are slots two would write to one.
         with self._lock:
             slot, self._slot = self._slot, (self._slot + 1) % SLOTS
             self._stamp += 1
             stamp = self._stamp
-        for at in self._stamped[slot]:
-            _write_stamp(self._bytes, at, _WRITING)
-        offsets, stamped = {}, []
-        at, end = slot * self.slot_bytes, (slot + 1) * self.slot_bytes
-        for name, array in arrays.items():
-            offset = at + _STAMP_BYTES
-            if offset + array.nbytes <= end:
+            at, end = slot * self.slot_bytes, (slot + 1) * self.slot_bytes
+            offsets, placed = {}, []
+            for name, array in arrays.items():
+                offset = at + _STAMP_BYTES
+                if offset + array.nbytes <= end:
+                    placed.append((at, offset, array))
+                    offsets[name] = offset
+                    at = offset + _aligned(array.nbytes)
+            # All stamps before any byte: the last message's arrays may have been others, elsewhere in the slot.
+            for at in self._stamped[slot]:
                 _write_stamp(self._bytes, at, _WRITING)
+            self._stamped[slot] = [at for at, _, _ in placed]
+            self._fence.pass_()
+            for at, offset, array in placed:
                 self._bytes[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
                 _write_stamp(self._bytes, at, stamp)
-                stamped.append(at)
-                offsets[name] = offset
-                at = offset + _aligned(array.nbytes)
-        self._stamped[slot] = stamped
         return offsets, stamp
 
     def unlink(self) -> None:
@@ -154,9 +176,10 @@ class SharedView:
                 "user?"
             ) from error
         self._copies: list[np.ndarray] = []
+        self._fence = _Fence()
 
     def read(self, offset: int, nbytes: int, stamp: int) -> np.ndarray:
-        """A copy of an array's bytes, (nbytes,) uint8.
+        """A copy of an array's bytes, (nbytes,) uint8; for one thread at a time.
 
         Raises:
             WireFormatError: If the segment does not reach that far, or the client wrote there meanwhile.
@@ -165,9 +188,10 @@ class SharedView:
             raise WireFormatError(
                 f"shared memory has {self._bytes.nbytes} bytes, but {nbytes} at {offset} were announced."
             )
-        whole = self._stamp_before(offset) == stamp != _WRITING
+        whole = self._stamp_before(offset) == stamp != _WRITING  # this look spares copies in vain
         out = self._copy(nbytes)
         out[:] = self._bytes[offset : offset + nbytes]
+        self._fence.pass_()
         if not whole or self._stamp_before(offset) != stamp:
             raise WireFormatError(
                 f"the client wrote over its shared memory at {offset} before it was read; it no longer waits for "
@@ -197,6 +221,24 @@ class SharedView:
         copy = np.empty(nbytes, np.uint8)
         self._copies = [*self._copies[-_MAX_REUSED + 1 :], copy]
         return copy[:]
+
+
+class _Fence:
+    """Everything before `pass_` is done, as other processors see it, before anything after it; for one thread at a time.
+
+    Python has no memory fence, but it has locks: giving one back ends with a release, taking it again begins with an
+    acquire that reads what the release wrote, and neither may be passed in the direction that matters here. (One
+    taken and given back would be none: what is before and what is after could both slip in between.)
+    """
+
+    def __init__(self) -> None:
+        self._held = threading.Lock()
+        self._held.acquire()
+
+    def pass_(self) -> None:
+        """Go through; 0.1 us."""
+        self._held.release()
+        self._held.acquire()
 
 
 def remove_abandoned() -> None:
