@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lerobot_ext.commands.options import Options
-from lerobot_ext.commands.serve_doors import check_doors, parse_door
+from lerobot_ext.commands.serve_doors import OWN_PORT, check_doors, own_port, parse_door
 
 if TYPE_CHECKING:
     from simplify_work.server.server import PolicyServer
@@ -45,7 +45,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    where.add_argument("--port", type=int, default=5555, help="0 chooses a free one (default: %(default)s)")
+    where.add_argument(
+        "--port", type=int, help=f"0 chooses a free one (default: {OWN_PORT}, or the next that no door has)"
+    )
     where.add_argument("--address", help="tcp://HOST:PORT or ipc://PATH, instead of --host and --port")
     where.add_argument(
         "--keys",
@@ -202,6 +204,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if port is not None and not 0 <= port <= 65535:
             parser.error(f"--{name}={port} is not a port, expected 0 to 65535")
     args.doors = [parse_door(text, args.door_host) for text in args.doors]
+    if args.port is None:
+        args.port = own_port(args.doors)
     if len(args.paths) > 1 and not args.doors:
         parser.error(
             f"--policy.path is given {len(args.paths)} times, but only doors let clients choose among checkpoints; open a "

@@ -12,6 +12,7 @@ from lerobot_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+OWN_PORT = 5555  # of our own clients; ACT's clients know the same one
 _EXAMPLE = "--door=act_zmq:5555"
 
 
@@ -52,6 +53,12 @@ def parse_door(text: str, host: str) -> Where:
             f"example {_EXAMPLE}."
         )
     return Where(name, named.removeprefix("[").removesuffix("]") or host, int(port))
+
+
+def own_port(doors: Sequence[Where]) -> int:
+    """Where our own clients are served if nobody says: the first port from `OWN_PORT` on that no door is to have."""
+    asked = {door.port for door in doors}
+    return next(port for port in range(OWN_PORT, 65536) if port not in asked)
 
 
 def check_doors(doors: Sequence[Where]) -> list[type]:

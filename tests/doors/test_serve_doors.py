@@ -80,6 +80,16 @@ def test_options_repeat(act):
     assert args.doors == [Where("act_zmq", "::1", 1), Where("openpi_ws", "::1", 2)]
 
 
+def test_a_door_at_our_own_port_has_it(act):
+    def port(*options):
+        return serve.parse([f"--policy.path={act}", *options]).port
+
+    assert port() == 5555
+    assert port("--door=act_zmq:5555", "--door=lerobot_grpc:8080", "--door=openpi_ws:8000") == 5556
+    assert port("--door=act_zmq:5555", "--door=lerobot_grpc:5556") == 5557
+    assert port("--door=act_zmq:5555", "--port=6000") == 6000
+
+
 def test_help_explains(capsys):
     with pytest.raises(SystemExit):
         commands.main(["serve", "--help"])

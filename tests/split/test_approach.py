@@ -1,5 +1,8 @@
 """The way to the initial position: no joint too fast, all arrive together, and who did not arrive is named."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +19,7 @@ from lerobot_ext.rollout.approach import (
     destination,
     hold_when_released,
 )
+from lerobot_ext.rollout.start import starting
 
 ARM = ("shoulder_pan", "elbow_flex", "gripper")
 positions = st.lists(st.floats(-180, 180), min_size=3, max_size=3).map(np.array)
@@ -114,3 +118,13 @@ def test_the_torque_of_both_arms_is_kept():
     assert not robot.left_arm.config.disable_torque_on_disconnect
     assert not robot.right_arm.config.disable_torque_on_disconnect
     assert not hold_when_released(TwoArms())
+
+
+def test_a_recording_goes_nowhere_else():
+    cfg = SimpleNamespace(initial_position={"shoulder_pan": 0}, initial_speed=30, initial_tolerance=5)
+    recording = SimpleNamespace(playing=None)
+    with (
+        pytest.raises(UserError, match="robot.type=replay plays a recording.*leave initial_position out"),
+        starting(cfg, threading.Event(), lambda robot_cfg: recording) as start,
+    ):
+        start.robot(SimpleNamespace(type="replay"))
