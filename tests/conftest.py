@@ -35,6 +35,17 @@ def unhurried_bus(monkeypatch):
     monkeypatch.setattr(feetech, "patch_setPacketTimeout", unhurried)
 
 
+@pytest.fixture(autouse=True)
+def ordinary_scheduling():
+    """SVT-AV1, LeRobot's default encoder, makes the thread that calls it a real-time one where it may (for root).
+
+    Every process that a later test starts would inherit that, and starve the others.
+    """
+    yield
+    if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @pytest.fixture
 def undisturbed_logging():
     """LeRobot's commands set the root logger up for themselves."""
