@@ -2,15 +2,12 @@
 
 import logging
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from split_rig import SMALL_SERVER
 
 from lerobot_ext.virtual.testing import running_lab
-
-SMALL_SERVER = [sys.executable, str(Path(__file__).with_name("small_server.py"))]
 
 
 @pytest.fixture(scope="package")

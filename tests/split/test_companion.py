@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import SMALL_SERVER
+from split_rig import SMALL_SERVER
 
 from lerobot_ext.rollout.companion import InferenceProcess, ending
 from simplify_work.local.client import PolicyClient

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import SMALL_SERVER
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from split_rig import SMALL_SERVER
 from test_companion import PATIENCE_S, ended, segments, wait_for
 
 from lerobot_ext.commands.demo import CONFIGS, write_config
