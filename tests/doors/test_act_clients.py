@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import zmq
-from act_client import PATIENCE_MS, ActClient
+from act_client import PATIENCE_MS
 
 from lerobot_ext.errors import UserError
 from simplify_work.server.doors import act_zmq
@@ -18,20 +18,6 @@ from simplify_work.server.doors.act_zmq import ActZmqDoor
 from simplify_work.server.protocol import Inference, Request, Served
 from simplify_work.server.worker import Worker
 from simplify_work.wire.features import DTYPES, FeatureSpec
-
-
-@pytest.fixture
-def connect():
-    clients = []
-
-    def connect(endpoint, **options):
-        clients.append(ActClient(endpoint, **options))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
-
 
 # --- with a stand-in for the policy ---
 

@@ -9,7 +9,6 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
-from act_client import ActClient
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 
@@ -67,19 +66,6 @@ def served(astrobench):
     yield door.endpoint, address
     door.stop()
     server.stop()
-
-
-@pytest.fixture
-def connect():
-    clients = []
-
-    def connect(endpoint, **options):
-        clients.append(ActClient(endpoint, **options))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
 
 
 @pytest.fixture
