@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import sys
 import tempfile
 import types
 import typing
@@ -228,9 +229,23 @@ def shorten_torchcodec() -> None:
     logging.getLogger("lerobot.utils.import_utils").addFilter(shorten)
 
 
-def forget_paths() -> None:
-    """Make LeRobot's parser forget the `policy.path` of a command that ran before in this process."""
+@contextmanager
+def command_line(program: str, words: list[str]) -> Iterator[None]:
+    """Show LeRobot's parser these words as the command line, and leave nothing of them to whatever comes after.
+
+    It reads `sys.argv`, and keeps the `policy.path` of a YAML in the module: a config that is made later in the same
+    process, with a policy of its own, would load that checkpoint instead.
+    """
     from lerobot.configs import parser
 
-    parser._config_path_args.clear()
-    parser._config_yaml_overrides.clear()
+    kept = parser._config_path_args, parser._config_yaml_overrides
+    before = sys.argv
+    sys.argv = [f"lerobot-ext {program}", *words]
+    for each in kept:
+        each.clear()
+    try:
+        yield
+    finally:
+        sys.argv = before
+        for each in kept:
+            each.clear()

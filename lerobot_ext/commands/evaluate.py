@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,9 +229,7 @@ def parse(data: dict[str, Any]) -> EvaluateConfig:
 
     # LeRobot's parser looks the argument's type up in the annotations, which are strings in this module.
     identity.__annotations__["cfg"] = EvaluateConfig
-    config_files.forget_paths()
-    with config_files.as_file(data) as path:
-        sys.argv = ["lerobot-ext evaluate", f"--config_path={path}"]
+    with config_files.as_file(data) as path, config_files.command_line("evaluate", [f"--config_path={path}"]):
         return parser.wrap()(identity)()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,8 @@ def parse(config_class: type, words: list[str]) -> Any:
         return cfg
 
     identity.__annotations__["cfg"] = config_class
-    sys.argv = ["lerobot-ext record", *words]
-    return parser.wrap()(identity)()
+    with config_files.command_line("record", words):
+        return parser.wrap()(identity)()
 
 
 def again(command: str, argv: list[str]) -> str:

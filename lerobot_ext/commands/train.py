@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -162,7 +160,7 @@ def main(argv: list[str]) -> int | None:
     argv, said = from_whole_checkpoint(argv)
     if said and main_process:
         print(f"warning: {said}", flush=True)
-    with _command_line(argv):
+    with config_files.command_line("train", argv):
         cfg = parse(argv)
         check(cfg)
         if _launched_alone():
@@ -212,7 +210,6 @@ def parse(argv: list[str]) -> TrainConfig:
     if not data.get("dataset"):
         raise UserError("nothing to train on; give --config_path=configs/train.yaml, or --dataset.root=DIR.")
 
-    config_files.forget_paths()
     path_fields = TrainConfig.__get_path_fields__()
     words = [f"--{key}={_as_json(key, value)}" for key, value in config_files.options(argv)]
     options = parser.filter_arg("config_path", parser.filter_path_args(path_fields, words))
@@ -334,17 +331,6 @@ def _launched_alone() -> bool:
     Its simple launcher says where the processes would meet, but gives this one no number among them.
     """
     return {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(os.environ) and "WORLD_SIZE" not in os.environ
-
-
-@contextmanager
-def _command_line(argv: list[str]) -> Iterator[None]:
-    """LeRobot's parser and its `validate` read `sys.argv`."""
-    before = sys.argv
-    sys.argv = ["lerobot-ext train", *argv]
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def _said_by_config(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 """Misspelt keys are named with their nearest neighbour; options override the YAML."""
 
+import sys
+
 import pytest
 from lerobot.rollout.configs import RolloutConfig
 from lerobot.scripts.lerobot_record import RecordConfig
@@ -76,3 +78,27 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text, expected):
         path.write_text(text)
     with pytest.raises(UserError, match=expected):
         config_files.load_yaml(path)
+
+
+def test_a_command_leaves_nothing_to_a_config_that_is_made_after_it(act):
+    """LeRobot's parser keeps the `policy.path` of a YAML, which every later config of the process would load."""
+    from lerobot.robots.so_follower import SO100FollowerConfig
+    from lerobot.rollout.configs import BaseStrategyConfig
+
+    from lerobot_ext.commands import evaluate
+    from lerobot_ext.policies.remote.configuration_remote import RemoteConfig
+
+    before = list(sys.argv)
+    robot = {"type": "so100_follower", "port": "/dev/null"}
+    strategy = {"type": "base"}
+    parsed = evaluate.parse(
+        {"policy": {"path": str(act), "device": "cpu"}, "robot": robot, "strategy": strategy, "task": "press"}
+    )
+    assert parsed.policy.type == "act"
+    assert sys.argv == before
+    made = evaluate.EvaluateConfig(
+        robot=SO100FollowerConfig(port="/dev/null"),
+        policy=RemoteConfig(address="ipc:///nowhere"),
+        strategy=BaseStrategyConfig(),
+    )
+    assert made.policy.type == "remote"
