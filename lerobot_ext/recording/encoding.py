@@ -19,6 +19,7 @@ import numpy as np
 from lerobot.datasets.video_utils import StreamingVideoEncoder, _CameraEncoderThread
 
 from lerobot_ext.recording.files import remove
+from lerobot_ext.recording.scheduling import OrdinaryThreads
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class PatientStreamingEncoder(StreamingVideoEncoder):
         self._first: dict[str, list[np.ndarray]] = {}
         self._fed: dict[str, int] = {}
         self._waited_s: dict[str, float] = {}
+        self._threads_before = OrdinaryThreads()
+        self._opening: set[str] = set()
 
     @property
     def waited_s(self) -> dict[str, float]:
@@ -54,6 +57,7 @@ class PatientStreamingEncoder(StreamingVideoEncoder):
         self, video_keys: list[str], temp_dir: Path, depth_video_keys: list[str] | None = None
     ) -> None:
         """Start one encoder a video; see LeRobot."""
+        self._threads_before, self._opening = OrdinaryThreads(), set(video_keys)
         super().start_episode(video_keys, temp_dir, depth_video_keys)
         self._folders = [path.parent for path in self._video_paths.values()]
         self._first, self._waited_s = {}, {}
@@ -90,6 +94,10 @@ class PatientStreamingEncoder(StreamingVideoEncoder):
         if self._fed[video_key] < SHORT_FRAMES:
             self._first.setdefault(video_key, []).append(image)
         self._fed[video_key] += 1
+        if video_key in self._opening and self._fed[video_key] - frames.qsize() > 1:
+            # It took its second frame, so its codec, opened by the first, has all the threads it will have.
+            self._opening.remove(video_key)
+            self._threads_before.restore()
 
     def finish_episode(self) -> dict[str, tuple[Path, dict | None]]:
         """Let the encoders end and collect their videos.

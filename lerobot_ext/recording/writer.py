@@ -31,6 +31,7 @@ from lerobot_ext.recording.encoding import EncoderFailedError, is_disk_full
 from lerobot_ext.recording.files import remove
 from lerobot_ext.recording.interrupts import deferred_interrupts
 from lerobot_ext.recording.recover import temp_folders
+from lerobot_ext.recording.scheduling import OrdinaryThreads
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,7 @@ class DurableWriter(DatasetWriter):
             key: (key, index, self._root, self._meta.fps, self._encoder_of(key), self._encoder_threads)
             for key in self._meta.video_keys
         }
+        threads_before = OrdinaryThreads()
         try:
             if not parallel or len(work) < 2:
                 return {key: _encode_video_worker(*arguments) for key, arguments in work.items()}
@@ -245,6 +247,8 @@ class DurableWriter(DatasetWriter):
             if is_disk_full(error):
                 raise
             raise EncoderFailedError(f"its videos could not be encoded ({error}).") from error
+        finally:
+            threads_before.restore()
 
     # --- when something fails ---
 
