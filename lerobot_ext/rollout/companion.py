@@ -36,6 +36,7 @@ class InferenceProcess:
     Attributes:
         log: The file that gets all that it says.
         started: `monotonic` time of its last start.
+        loading_s: Seconds from its last start to its being ready; None until it is.
 
     Args:
         command: Words that start it; `--address=…` and `--end_with=…` are put to them.
@@ -58,6 +59,7 @@ class InferenceProcess:
     ) -> None:
         self.log = log
         self.started = time.monotonic()
+        self.loading_s: float | None = None
         self._command = [*command, f"--address={folder.address}", f"--end_with={os.getpid()}"]
         self._environment = dict(environment or {})
         self._restarts, self._restarted, self._stop_s = restarts, 0, stop_s
@@ -135,7 +137,7 @@ class InferenceProcess:
 
     def _spawn(self) -> None:
         self._ready.clear()
-        self._doing, self.started = "starting", time.monotonic()
+        self._doing, self.started, self.loading_s = "starting", time.monotonic(), None
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
@@ -177,6 +179,7 @@ class InferenceProcess:
             self._level = None
             self._doing = "ready"
             logger.info("%s%s", PREFIX, line)
+            self.loading_s = time.monotonic() - self.started
             self._ready.set()
         elif line.startswith("loading"):
             self._level = None

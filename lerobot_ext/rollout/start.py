@@ -217,6 +217,11 @@ class Start:
             raise KeyboardInterrupt from None
 
     @property
+    def inference(self) -> Any:
+        """The configuration of the rollout's engine, None if it has none."""
+        return getattr(self._cfg, "inference", None)
+
+    @property
     def moves(self) -> bool:
         """Whether there is somewhere to go."""
         return self._where is not None
@@ -285,10 +290,23 @@ class _Phases:
                     if not both:
                         self._show(show)
                         time.sleep(_LOOK_S)
-            logger.info("policy ready (after %.1f s)", time.monotonic() - self._plan.process.started)
+            self._say_ready()
         finally:
             if self._thread.is_alive():
                 self._start.wait_broken_off(self._thread)
+
+    def _say_ready(self) -> None:
+        loading_s, limits = self._plan.process.loading_s, self._plan.limits
+        if loading_s is None:  # it died this moment, which is told elsewhere
+            return
+        logger.info("policy ready (after %.1f s)", loading_s)
+        give_up_s = getattr(self._start.inference, "give_up_s", None)
+        if limits.restarts and give_up_s is not None and loading_s >= give_up_s:
+            logger.warning(
+                "split.restarts=%d is in vain: the policy took %.0f s to load, and the rollout ends after "
+                "inference.give_up_s=%g s without it; raise inference.give_up_s",
+                *(limits.restarts, loading_s, give_up_s),
+            )
 
     def _get_ready(self) -> None:
         """The robot's side (in its thread)."""
