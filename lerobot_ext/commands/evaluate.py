@@ -35,31 +35,6 @@ from lerobot_ext.rollout.start import SplitConfig  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-HELP = f"""usage: [ENV=local] lerobot-ext evaluate --config_path=configs/evaluate_record.yaml [--key=value ...]
-
-Runs a policy on the robot with LeRobot's rollout, records every episode, and shows the episodes at the end.
-
-  without ENV        the policy of the YAML runs in this process
-  ENV=local          the policy runs on a server (lerobot-ext serve); its weights are never loaded here
-
-  --policy.path=DIR       the checkpoint (with ENV=local the server's business)
-  --server.address=ADDR   where the server is (default tcp://127.0.0.1:5555)
-  --server.keys=DIR       this robot's folder of keys (lerobot-ext keys), if the server has keys
-  --server.timeout_s=S    longest wait for one answer
-  --inference.type=async  chunks are asked for while the arm moves (the default here); sync: the arm waits for each
-  --inference.merge=NAME  how a new chunk follows the old one: auto, rtc, aggregate, append, ensemble
-  --inference.policy_hz=10 --inference.control_hz=100   the policy's rate and the arm's: positions in between are ours
-  --dataset.root=DIR      where the recorded episodes go; must not exist, unless --resume=true
-  --dataset.language_tip=TEXT  how the task is to be done, for a policy that was trained on language tips
-  --visualize=false       no pages at the end
-  --robot.type=replay     a recorded episode in place of a robot (--robot.root=DIR --robot.episode=N): predicted actions
-                          are compared with recorded ones, see docs/evaluate.md
-  --open_loop.every=N     with it: a chunk at every N-th frame, as fast as it goes, in place of the control loop
-  --robot.port=PORT ...   any key of the YAML can be given here too
-{split_run.HELP}
-{session.HELP}
-"""
-
 
 @dataclass
 class ServerConfig:
@@ -127,9 +102,6 @@ class EvaluateConfig(RolloutConfig):
 
 def main(argv: list[str]) -> int | None:
     """Evaluate as the YAML and the options in `argv` say."""
-    if not argv or "--help" in argv or "-h" in argv:
-        print(HELP)
-        return 0 if argv else 2
     words, extras = session.take_extras(argv)
     words, options = split_run.take_options(words)
     words, tip = tip_option.take_option(words)

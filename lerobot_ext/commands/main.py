@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 
+from lerobot_ext.commands import help
+
 COMMANDS = {
     "demo": "collect, train, serve, evaluate and show, on the virtual lab, with one command",
     "lab": "start, stop or ask the virtual lab: an arm, a skin and cameras that speak real protocols",
@@ -51,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(COMMANDS)}."
         print(f"error: there is no command '{name}'; {hint}", file=sys.stderr)
         return 2
+    if name in help.TEXTS and (not argv or {"-h", "--help"} & set(argv)):
+        print(help.TEXTS[name])
+        return 0 if argv else 2
     module = importlib.import_module(f"lerobot_ext.commands.{name}")
     try:
         return module.main(argv) or 0

@@ -16,32 +16,9 @@ from lerobot_ext.commands import session, tip_option
 from lerobot_ext.errors import UserError
 from lerobot_ext.recording.tips import tips
 
-HELP = f"""usage: lerobot-ext record --config_path=configs/collect.yaml [--key=value ...]
-
-Records a dataset by teleoperation with LeRobot's record loop: colour, depth, force, joints and actions.
-Force sensors are tared at the start of each episode: nothing may touch them then; one that is touched is waited for.
-Keys: right arrow ends an episode or the reset time early, left arrow records the episode again, Esc stops. Ctrl-C
-stops too; digits choose the language tip, where there are several. A saved episode is safe on disk, whatever happens
-afterwards; a table at the end says what was recorded, how much of it late, dropped, repeated or old.
-
-  --config_path=FILE      YAML as stock lerobot-record takes it (configs/collect.yaml is an example to copy)
-  --dataset.root=DIR      where the dataset goes; must not exist, unless --resume=true goes on with it
-  --resume=true           go on with the dataset in dataset.root, also after a crash
-  --dataset.num_episodes  --dataset.episode_time_s  --dataset.reset_time_s  --dataset.single_task
-  --dataset.language_tip  how the task is to be done ("press until it clicks"): one text, a list to choose from, or
-                          {{0: TEXT, 10: TEXT}} by episode; see docs/collect.md
-  --robot.port=PORT  ...  any key of the YAML can be given here too
-{session.HELP}
-
-A YAML with a `policy:` section runs that policy: see lerobot-ext evaluate --help.
-"""
-
 
 def main(argv: list[str]) -> int | None:
     """Record as the YAML and the options in `argv` say."""
-    if not argv or "--help" in argv or "-h" in argv:
-        print(HELP)
-        return 0 if argv else 2
     words, extras = session.take_extras(argv)
     words, tip = tip_option.take_option(words)
     data, source = merged_config(words)

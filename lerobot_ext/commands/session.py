@@ -26,12 +26,6 @@ logger = logging.getLogger(__name__)
 
 BAG_CAMERA = "realsense_rgbd"
 
-HELP = f"""\
-  --bags=true             also write what each {BAG_CAMERA} camera sends, untouched, beside the dataset:
-                          ROOT.bags/CAMERA_N.bag (about 30 MB a second at 640x480)
-  --tare_patience_s=S     how long you have for letting go of a sensor that is touched at an episode's start
-                          (default {PATIENCE_S:.0f})"""
-
 
 @dataclass(frozen=True)
 class Extras:

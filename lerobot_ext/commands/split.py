@@ -24,15 +24,6 @@ from lerobot_ext.rollout.companion import InferenceProcess
 from lerobot_ext.rollout.start import PhaseError, SplitConfig
 from simplify_work.wire.private import PrivateFolder
 
-HELP = """\
-  --split                 the policy runs in a second process on this machine, which is started, watched and ended with
-                          the run; the robot moves to initial_position meanwhile, then you press Enter
-  --yes                   with --split: begin as soon as both are ready, without asking
-  --split.load_s=120      how long the policy may take to load; split.connect_s and split.move_s are the robot's
-  --split.restarts=0      how often an inference process that died is started again while the arm holds
-  --split.device=cuda     where it computes; split.dtype, split.compile and split.threads: how
-  --initial_position="{shoulder_pan: 0, gripper: 5}"   where the robot goes first, at initial_speed at most"""
-
 _LOOK_S = 0.2
 
 

@@ -10,7 +10,6 @@ from lerobot_ext.commands.options import Options
 from lerobot_ext.errors import UserError
 from lerobot_ext.features import TIP
 from lerobot_ext.recording import tips
-from lerobot_ext.recording.recover import recover
 from lerobot_ext.recording.set_tips import info_of, set_tips
 
 EPILOG = """\
@@ -51,6 +50,10 @@ def main(argv: list[str]) -> None:
         )
     info = info_of(args.root)
     if args.set is not None:
+        from lerobot_ext.recording.recover import (
+            recover,
+        )  # LeRobot takes seconds to import, which a list can do without
+
         for line in recover(args.root):
             print(line)
         info = info_of(args.root)

@@ -33,37 +33,6 @@ from lerobot_ext.modality.selection import DepthSelection, ForceSelection, Selec
 from lerobot_ext.modality.table import table  # noqa: E402
 from lerobot_ext.modality.training import check_selection  # noqa: E402
 
-HELP = """usage: lerobot-ext train --config_path=configs/train.yaml [--key=value ...]
-
-Trains a policy with LeRobot's train on the features you choose. Every key of lerobot-train works, and:
-
-  --use_depth_image=true         depth becomes an image that any policy takes
-  --use_force=true               force is joined to observation.state; --modality.force.fusion=token gives SmolVLA the
-                                 last --modality.force.force_history=10 samples as a token of their own
-  --use_language_tip=true        the episode's tip is appended to the task
-  --modality.cameras='[wrist]'   RGB cameras by name (default: all; []: none)
-  --modality.resize='[64,112]'   height and width of every image that the network sees
-  --modality.depth.near_m=0.1 --modality.depth.far_m=1.5 --modality.depth.representation=gray|turbo|normals
-  --modality.depth.cameras='[side_depth]'     depth streams by name (default: all)
-  --modality.include='[observation.my_*]'     which of your own features are seen (default: all)
-  --modality.exclude='[observation.my_*]'     observations that are not seen, of whatever kind
-  --modality.cache=memory|disk   decode everything once before training and keep it: in memory, or in files that
-                                 later runs find (--modality.cache_dir, at most --modality.cache_max_gb)
-
-The choice is saved with the checkpoint, in its preprocessor: whoever runs it applies it without being told.
-
-  --dataset.streaming=true       read while training, for a dataset that is too large for this machine
-  --dataset.episodes='[0,1,2]' --dataset.eval_split=0.1 --dataset.image_transforms.enable=true
-                                 train on some episodes, hold some out, vary the colours: as in LeRobot
-
-  --policy.path=DIR              start from a checkpoint
-  --policy.device=cuda           the device: cpu, cuda, cuda:1, ... (or choose with CUDA_VISIBLE_DEVICES)
-  --resume=true --config_path=OUTPUT
-                                 go on with an interrupted run, from its last whole checkpoint
-
-Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m lerobot_ext train --config_path=...
-"""
-
 ALONE = (
     "accelerate launch has started one process only, though several were asked for; without a GPU it needs: "
     "accelerate launch --multi_gpu --num_processes 2 ..., with --policy.device=cpu"
@@ -150,9 +119,6 @@ class TrainConfig(TrainPipelineConfig):
 
 def main(argv: list[str]) -> int | None:
     """Train as the YAML and the options in `argv` say."""
-    if not argv or "--help" in argv or "-h" in argv:
-        print(HELP)
-        return 0 if argv else 2
     # Read by the tokenizers library; without it, it warns in every worker process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     config_files.shorten_torchcodec()

@@ -2,11 +2,14 @@
 
 import os
 import pty
+import subprocess
+import sys
 import time
 import tty
 
 import pytest
 
+from lerobot_ext.commands import help
 from lerobot_ext.commands.main import main
 
 
@@ -118,3 +121,23 @@ def test_help_explains(capsys, command):
         status = ended.code
     assert not status
     assert f"lerobot-ext {command}" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_lerobot():
+    """It takes seconds to import, and torch with it."""
+    code = (
+        "import contextlib, sys\n"
+        "from lerobot_ext.commands import main\n"
+        "for command in main.COMMANDS:\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        assert main.main([command, '--help']) == 0, command\n"
+        "print(sorted({'lerobot', 'torch', 'cv2', 'mujoco'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stderr.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_help_tells_the_patience_that_there_is():
+    from lerobot_ext.recording.taring import PATIENCE_S
+
+    assert f"(default {PATIENCE_S:g})" in help.SESSION

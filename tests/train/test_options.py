@@ -13,7 +13,7 @@ import torch
 import yaml
 from small_dataset import FRAMES
 
-from lerobot_ext.commands import config, main, train
+from lerobot_ext.commands import config, help, main, train
 from lerobot_ext.errors import UserError
 from lerobot_ext.modality.selection import DepthSelection, ForceSelection
 
@@ -120,9 +120,8 @@ def test_lists_and_switches_as_people_write_them(parsed):
     assert parsed("--modality.depth.near_m=0", "--use_depth_image=true").selection.depth.near_m == 0.0
 
 
-def test_help_tells_every_option(capsys):
-    assert train.main(["--help"]) == 0
-    text = capsys.readouterr().out
+def test_help_tells_every_option():
+    text = help.TEXTS["train"]
     for kind, prefix in ((train.ModalityConfig, ""), (DepthSelection, "depth."), (ForceSelection, "force.")):
         for field in dataclasses.fields(kind):
             if not dataclasses.is_dataclass(field.type) and field.name not in ("depth", "force"):

@@ -172,8 +172,3 @@ def test_mistakes_get_a_sentence(write_yaml, keys, message):
 def test_config_file_that_is_not_there():
     with pytest.raises(UserError, match="nowhere.yaml is not there"):
         train.main(["--config_path=/nowhere.yaml"])
-
-
-def test_help_explains(capsys):
-    assert train.main(["--help"]) == 0
-    assert "--use_depth_image" in capsys.readouterr().out
