@@ -68,6 +68,7 @@ class Arm:
         self._kp = model.actuator_gainprm[self._motors, 0]
         self._kv = -model.actuator_biasprm[self._motors, 2]
         self._stall = model.actuator_forcerange[self._motors, 1]
+        self._slack = GEAR_FRICTION / self._kp  # how far a joint without power gets from its setpoint
         self._drive: Drive | None = None
         self._setpoint = HOME.copy()
         data.qpos[self._qpos] = HOME
@@ -110,15 +111,17 @@ class Arm:
         model.actuator_biasprm[motors, 2] = -self._kv * np.sqrt(stiffness / self._kp)
         model.actuator_forcerange[motors, 0] = -limit
         model.actuator_forcerange[motors, 1] = limit
-        self._drive = drive
+        self._drive, self._powered = drive, bool(drive.powered.all())
 
     def set_off(self, seconds: float) -> None:
         """Move the motors' setpoints on their way for the next `seconds`."""
-        joints = self.joints
-        # without power the gears alone hold the joint, like a spring that slips when it is loaded too much
-        slack = GEAR_FRICTION / self._kp
-        held = np.minimum(np.maximum(self._setpoint, joints - slack), joints + slack)
-        change = np.where(self._drive.powered, self._drive.goal, held) - self._setpoint
+        goal = self._drive.goal
+        if not self._powered:
+            # without power the gears alone hold the joint, like a spring that slips when it is loaded too much
+            joints = self.joints
+            held = np.minimum(np.maximum(self._setpoint, joints - self._slack), joints + self._slack)
+            goal = np.where(self._drive.powered, goal, held)
+        change = goal - self._setpoint
         reach = MAX_SPEED * seconds
         self._setpoint = self._setpoint + np.minimum(np.maximum(change, -reach), reach)
         self._data.ctrl[self._motors] = self._setpoint

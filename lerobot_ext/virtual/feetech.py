@@ -66,7 +66,7 @@ SIGN_BITS = {
     "Present_Velocity": 15,
     "Present_Load": 10,
 }
-READ_ONLY = (range(0, 5), range(56, 80))
+READ_ONLY = frozenset((*range(0, 5), *range(56, 80)))
 POWER_ON = {
     "Firmware_Major_Version": 3,
     "Firmware_Minor_Version": 10,
@@ -167,6 +167,11 @@ class Servo:
         self.pending: tuple[int, bytes] | None = None
         self.sense(0.0, 0.0, 0.0)
 
+    @property
+    def id(self) -> int:
+        """Its address on the bus; asked so often that it has a short way of its own."""
+        return self.memory[REGISTERS["ID"][0]]
+
     def get(self, name: str) -> int:
         """A register's value, its sign decoded."""
         address, length = REGISTERS[name]
@@ -210,9 +215,7 @@ class Servo:
         """Store `data` as the bus asked; read-only bytes stay as they are."""
         was_on = self.get("Torque_Enable")
         for offset, byte in enumerate(data):
-            if not any(address + offset in fixed for fixed in READ_ONLY) and address + offset < len(
-                self.memory
-            ):
+            if address + offset not in READ_ONLY and address + offset < len(self.memory):
                 self.memory[address + offset] = byte
         if self.get("Torque_Enable") and not was_on:
             self.set("Goal_Position", self.get("Present_Position"))  # it holds where it is
@@ -251,12 +254,12 @@ class ServoBus:
             if word in trouble.SHARES:
                 self._faults = replace(self._usual, **{word: float(argument)})
             self._silent = frozenset(
-                servo.get("ID")
+                servo.id
                 for servo in self.servos
-                if word == trouble.FROZEN or (word == trouble.SILENT and argument == str(servo.get("ID")))
+                if word == trouble.FROZEN or (word == trouble.SILENT and argument == str(servo.id))
             )
             for servo in self.servos:
-                ails = argument == str(servo.get("ID"))
+                ails = argument == str(servo.id)
                 servo.set("Status", trouble.ERROR_BITS.get(word, 0) if ails else 0)
 
     def sense(self, angles: np.ndarray, velocities: np.ndarray, loads: np.ndarray) -> None:
@@ -360,9 +363,7 @@ class ServoBus:
 
     def _of(self, id_: int) -> list[Servo]:
         return [
-            servo
-            for servo in self.servos
-            if id_ in (BROADCAST, servo.get("ID")) and servo.get("ID") not in self._silent
+            servo for servo in self.servos if id_ in (BROADCAST, servo.id) and servo.id not in self._silent
         ]
 
     def _spoil(self, packet: bytes) -> bytes:
@@ -385,5 +386,5 @@ def checksum(body: bytes) -> int:
 
 def status(servo: Servo, data: bytes = b"") -> bytes:
     """A status packet: `FF FF id length error data checksum`; its error is what the register Status shows."""
-    body = bytes([servo.get("ID"), len(data) + 2, servo.get("Status")]) + data
+    body = bytes([servo.id, len(data) + 2, servo.get("Status")]) + data
     return b"\xff\xff" + body + bytes([checksum(body)])

@@ -148,23 +148,24 @@ class FT300Port:
         terminal: Made with `keep_open=False`; it may be unplugged and plugged in.
         sensor: Who speaks on it.
         faults: What is wrong with what it sends.
+        read: Whether somebody had the port open at the last tick.
     """
 
     def __init__(self, terminal: Terminal, seed: int = 0) -> None:
         self.terminal = terminal
         self.sensor = FT300(seed)
         self.faults = StreamFaults()
-        self._read = False
+        self.read = False
 
     def tick(self, force: np.ndarray) -> None:
         """A hundredth of a second has passed under `force`: hear, answer, stream."""
         heard = self.terminal.read()  # also what a driver said before it left
         if not self.terminal.listening:
-            self._read = False
+            self.read = False
             self.sensor.feed(heard)
             return
-        if not self._read:
-            self._read = True
+        if not self.read:
+            self.read = True
             self.terminal.forget()  # what an earlier reader left is not news to this one
         answer = self.sensor.feed(heard)
         frame = self.sensor.step(force)

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import selectors
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,12 +37,16 @@ from lerobot_ext.virtual.task import TICK_S, PressTask
 from lerobot_ext.virtual.terminal import Terminal
 from lerobot_ext.virtual.touch import TouchSensors
 from lerobot_ext.virtual.trouble import FROZEN, UNPLUGGED, Troubles
-from lerobot_ext.virtual.world import World, load_model
+from lerobot_ext.virtual.world import JOINTS, World, load_model
 
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
 MOST_ANSWERS = 64
+AT_REST = np.zeros(len(JOINTS))
+STILL = 1e-5  # radians or metres: what has moved less shows in no pixel
+QUIET_S = 1.0  # after so long without a packet nobody talks to the servos
+NAP_S = 0.04  # while alone, the ticks of so long are done in one go: to wake up costs as much as two of them
 LATE_S = 1.0  # further behind than this, the lab lets the time go instead of catching up
 
 
@@ -117,6 +123,7 @@ class Lab:
             self._troubles = Troubles([*names, "side", "wrist", "ft300"])
             self._terminals: dict[str, Terminal] = {}
             self._sent: dict[str, tuple] = {}  # what a frozen camera shows again and again
+            self._rendered: dict[str, tuple[np.ndarray, Any]] = {}  # what was visible, and the pictures of it
             self._sense()
             for arm in self._arms:
                 arm.write_calibrations(self.directory.calibration)
@@ -136,6 +143,9 @@ class Lab:
             self._control.maxmsgsize = MAX_REQUEST_BYTES
             self._refusals.watch("control", self._control)
             self._control.bind(f"ipc://{self.directory.path / 'control'}")
+            self._doors = zmq.Poller()  # one look at all of them costs less than trying each
+            for door in (self._control, *self._refusals.monitors):
+                self._doors.register(door, zmq.POLLIN)
             self._servos = ServoThread(buses, self._refusals)
             stack.callback(self._servos.close)
             self._close = stack.pop_all().close
@@ -171,8 +181,14 @@ class Lab:
             elif now >= next_frame:
                 next_frame += period * (int((now - next_frame) / period) + 1)
                 self._frame()
-            else:
+            elif not self._alone(now):
                 time.sleep(min(next_tick, next_frame) - now)
+            elif self._doors.poll(math.ceil(1e3 * (min(next_tick + NAP_S, next_frame) - now))):
+                time.sleep(max(0.0, next_tick - time.monotonic()))  # the next tick answers
+
+    def _alone(self, now: float) -> bool:
+        """Whether nobody can tell if a few ticks come late and together."""
+        return now - self._servos.heard > QUIET_S and not self._touch.read
 
     def _tick(self) -> None:
         right, *left = self._arms
@@ -180,7 +196,8 @@ class Lab:
         self._task.tick(*right.drives(), read_for, left[0].drives() if left else None)
         self._sense()
         self._touch.tick([arm.force for arm in self._task.world.arms], self._troubles)
-        self._answer()
+        if self._doors.poll(0):
+            self._answer()
         if self.config.end_with_parent and os.getppid() != self._parent:
             logger.info("the process that started the lab is gone")
             self.stop()
@@ -190,21 +207,42 @@ class Lab:
         leaders = [task.leader, *([task.left.joints] if task.left is not None else [])]
         for ports, arm, leader in zip(self._arms, task.world.arms, leaders, strict=True):
             ports.follower.sense(arm.joints, arm.velocities, arm.loads)
-            still = np.zeros_like(leader)
-            ports.leader.sense(leader, still, still)
+            ports.leader.sense(leader, AT_REST, AT_REST)
 
     def _frame(self) -> None:
-        """Render and publish what somebody looks at."""
-        if self._side.wanted:
-            header = link.SideFrame(self._frame_number, time.time() * 1000)
-            color, depth = self._cameras.color("side"), self._cameras.depth()
-            self._show("side", self._side, msgspec.json.encode(header), color, depth)
-        if self._wrist.wanted:
-            stamp = time.time()
-            images = {arm.wrist: self._jpeg(arm.wrist_in_model) for arm in self._arms}
-            message = json.dumps({"timestamps": dict.fromkeys(images, stamp), "images": images}).encode()
-            self._show("wrist", self._wrist, message)
+        """Publish what somebody looks at."""
+        for device, port, message in (
+            ("side", self._side, self._side_message),
+            ("wrist", self._wrist, self._wrist_message),
+        ):
+            trouble = self._troubles.of(device)
+            if not port.wanted or trouble == UNPLUGGED:
+                continue
+            if trouble != FROZEN or device not in self._sent:
+                self._sent[device] = message()
+            port.send(*self._sent[device])
         self._frame_number += 1
+
+    def _side_message(self) -> tuple[bytes | np.ndarray, ...]:
+        header = link.SideFrame(self._frame_number, time.time() * 1000)
+        pictures = self._seen("side", lambda: (self._cameras.color("side"), self._cameras.depth()))
+        return msgspec.json.encode(header), *pictures
+
+    def _wrist_message(self) -> tuple[bytes]:
+        stamp = time.time()
+        images = self._seen(
+            "wrist", lambda: {arm.wrist: self._jpeg(arm.wrist_in_model) for arm in self._arms}
+        )
+        return (json.dumps({"timestamps": dict.fromkeys(images, stamp), "images": images}).encode(),)
+
+    def _seen[Pictures](self, device: str, render: Callable[[], Pictures]) -> Pictures:
+        """What a camera sees: rendered, or what it saw before if nothing has moved since."""
+        now = self._task.world.visible
+        then, pictures = self._rendered.get(device, (None, None))
+        if then is None or np.abs(now - then).max() > STILL:
+            pictures = render()
+            self._rendered[device] = now, pictures
+        return pictures
 
     def _jpeg(self, camera: str) -> str:
         """A camera's picture as LeRobot's image server sends it."""
@@ -213,14 +251,6 @@ class Lab:
         # LeRobot's image server encodes RGB as if it were BGR, and its camera decodes it likewise
         _, jpeg = cv2.imencode(".jpg", self._cameras.color(camera), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         return base64.b64encode(jpeg).decode("ascii")
-
-    def _show(self, device: str, to: Publisher, *parts: bytes | np.ndarray) -> None:
-        """Send a camera's message as its trouble allows: the old one again if frozen, none if unplugged."""
-        trouble = self._troubles.of(device)
-        if trouble != FROZEN or device not in self._sent:
-            self._sent[device] = parts
-        if trouble != UNPLUGGED:
-            to.send(*self._sent[device])
 
     def _answer(self) -> None:
         """Answer the requests that have arrived."""
@@ -297,9 +327,14 @@ class Lab:
 
 
 class ServoThread:
-    """Answers what drivers send to the servos' ports, asleep in between."""
+    """Answers what drivers send to the servos' ports, asleep in between.
+
+    Attributes:
+        heard: When somebody last sent something, on `time.monotonic`'s clock.
+    """
 
     def __init__(self, buses: dict[Terminal, feetech.ServoBus], refusals: Refusals | None = None) -> None:
+        self.heard = -math.inf
         self._refusals = refusals or Refusals()
         self._buses = buses
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -343,6 +378,7 @@ class ServoThread:
                     task()
                     break  # what the other keys stand for may have been closed
                 terminal, bus = key.data
+                self.heard = time.monotonic()
                 skipped = bus.skipped
                 if answer := bus.feed(terminal.read()):
                     terminal.write(answer)

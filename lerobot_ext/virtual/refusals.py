@@ -44,6 +44,11 @@ class Refusals:
         """Notice connections to a ZeroMQ socket of somebody who does not speak ZeroMQ."""
         self._doors.append((port, socket.get_monitor_socket(_FAILED)))
 
+    @property
+    def monitors(self) -> list[zmq.Socket]:
+        """Where something arrives when there is something to `look` at."""
+        return [monitor for _, monitor in self._doors]
+
     def look(self) -> None:
         """Note the connections that failed since the last look; never waits."""
         for port, monitor in self._doors:

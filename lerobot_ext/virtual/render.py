@@ -60,6 +60,9 @@ class Cameras:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+            from OpenGL import GL  # MuJoCo's own; which one it is, its GLContext has decided
+
+            self._gl_calls = GL
         except Exception as error:  # every OpenGL backend fails in its own way
             raise UserError(
                 f"the virtual lab cannot render ({type(error).__name__}: {error}); "
@@ -83,20 +86,25 @@ class Cameras:
 
     def depth(self) -> np.ndarray:
         """Depth along the axis of "side_depth", uint16 (H, W) in the device's units; 0 beyond 3 m."""
-        metres = self.depth_m()
-        raw = metres * np.float32(1 / self._depth_unit_m) + np.float32(0.5)
-        raw[metres > MAX_DEPTH_M] = 0
+        raw = self.depth_m()
+        too_far = raw > MAX_DEPTH_M
+        raw *= np.float32(1 / self._depth_unit_m)
+        raw += np.float32(0.5)
+        raw[too_far] = 0
         return raw.astype(np.uint16)
 
     def depth_m(self, camera: str = "side_depth") -> np.ndarray:
         """The truth before rounding: metres along the axis of `camera`, float32 (H, W), also beyond 3 m."""
         buffer = np.empty((self._height, self._width), np.float32)
+        self._gl_calls.glColorMask(False, False, False, False)  # nobody looks at the colours of this one
         self._render(camera, self._distances)
+        self._gl_calls.glColorMask(True, True, True, True)
         self._mj.mjr_readPixels(None, buffer, self._rect, self._context)
         model = self._world.model
         near, far = model.stat.extent * model.vis.map.znear, model.stat.extent * model.vis.map.zfar
         # 1 at the near plane, 0 at the far one, hyperbolic in between
-        return np.float32(far * near / (far - near)) / (buffer[::-1] + np.float32(near / (far - near)))
+        buffer += np.float32(near / (far - near))
+        return np.float32(far * near / (far - near)) / buffer[::-1]
 
     def _render(self, camera: str, scene) -> None:
         mujoco, world = self._mj, self._world

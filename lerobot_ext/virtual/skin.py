@@ -55,14 +55,18 @@ class Skin:
         self._time = 0.0
         self._noise: list[np.ndarray] = []  # of the frames to come: a hundred at once cost as much as one
 
+    def wait(self, dt: float, force: np.ndarray) -> None:
+        """Advance as `step` does when nobody wants to know."""
+        self._time += dt
+        self._force += (force - self._force) * (1 - math.exp(-dt / LAG_S))
+
     def step(self, dt: float, force: np.ndarray) -> np.ndarray:
         """Advance by `dt` seconds under `force` (N: normal, then two tangential; shape (3,)).
 
         Returns:
             float32 (5, 4): temperature in degrees Celsius and Bx, By, Bz in microtesla of each magnetometer.
         """
-        self._time += dt
-        self._force += (np.asarray(force) - self._force) * (1 - math.exp(-dt / LAG_S))
+        self.wait(dt, force)
         warming = WARM_UP_C * (1 - math.exp(-self._time / WARM_UP_S))
         squeezed = self._force / (1 + math.hypot(*self._force) / 25)  # an elastomer stiffens
         if not self._noise:

@@ -133,12 +133,15 @@ class PressTask:
             self._referee.watch(world.dt, force)
         world.set_lamp(self._referee.pressed)
 
+        powered = bool(leader.powered.any())
         if not operator.busy:
-            self._begin(read_for, bool(leader.powered.any()))
+            self._begin(read_for, powered)
         hand = operator.step(TICK_S, world.normal_force, self._referee.pressed)
-        reach = LEADER_SPEED * TICK_S
-        driven = self.leader + np.clip(leader.goal - self.leader, -reach, reach)
-        self.leader = np.where(leader.powered, driven, hand)
+        if powered:
+            reach = LEADER_SPEED * TICK_S
+            driven = self.leader + np.clip(leader.goal - self.leader, -reach, reach)
+            hand = np.where(leader.powered, driven, hand)
+        self.leader = hand
         operator.joints = self.leader.copy()
 
     def _guide(self, follower: Drive, leader: Drive, left: tuple[Drive, Drive] | None) -> None:

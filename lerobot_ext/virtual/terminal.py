@@ -37,6 +37,8 @@ class Terminal:
         self.fd, self._far = pty.openpty()
         tty.setraw(self._far)
         os.set_blocking(self.fd, False)
+        self._poller = select.poll()
+        self._poller.register(self.fd, select.POLLIN)
         self.name = os.ttyname(self._far)
         if not self._keep_open:
             os.close(self._far)
@@ -86,11 +88,7 @@ class Terminal:
     @property
     def listening(self) -> bool:
         """Whether a driver has the port open (always True with `keep_open`, never while unplugged)."""
-        if not self.plugged:
-            return False
-        poller = select.poll()
-        poller.register(self.fd, select.POLLIN)
-        return not any(event & select.POLLHUP for _, event in poller.poll(0))
+        return self.plugged and not any(event & select.POLLHUP for _, event in self._poller.poll(0))
 
     def read(self) -> bytes:
         """What has arrived, possibly nothing."""

@@ -20,6 +20,9 @@ from lerobot_ext.virtual.trouble import Troubles
 class SkinPort:
     """A skin behind its port, which was made with `keep_open=False`.
 
+    Attributes:
+        read: Whether somebody had the port open at the last tick.
+
     Args:
         device: Its name among the troubles.
         port: Its port.
@@ -29,17 +32,18 @@ class SkinPort:
     def __init__(self, device: str, port: Terminal, seed: int) -> None:
         self._device, self._port = device, port
         self._skin = skin.Skin(seed)
-        self._read = False
+        self.read = False
 
     def tick(self, force: np.ndarray, troubles: Troubles) -> None:
         """`TICK_S` have passed under `force` (N, (3,)): send what is due."""
-        values = self._skin.step(TICK_S, force)
         if not self._port.listening:
-            self._read = False
+            self.read = False
+            self._skin.wait(TICK_S, force)
             return
-        if not self._read:
+        values = self._skin.step(TICK_S, force)
+        if not self.read:
             self._port.forget()  # what an earlier reader left is not news to this one
-        self._read = True
+        self.read = True
         if not troubles.of(self._device):
             self._port.write(skin.frame(values))
 
@@ -79,6 +83,12 @@ class TouchSensors:
         self._ft300.tick(force)
         if self._netft is not None:
             self._netft.tick(TICK_S, force)
+
+    @property
+    def read(self) -> bool:
+        """Whether somebody reads one of them."""
+        listened = any(port.read for port in (*self._skins, self._ft300))
+        return listened or (self._netft is not None and self._netft.client is not None)
 
     def close(self) -> None:
         """Give the UDP port back."""

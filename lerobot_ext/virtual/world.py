@@ -52,7 +52,7 @@ def load_mujoco():
     except Exception as error:  # a missing OpenGL shows here too, as whatever its binding raises
         raise UserError(
             f"the virtual lab needs MuJoCo, which cannot be imported ({type(error).__name__}: {error}); "
-            "install it with `pip install 'lerobot_robot_ext[lab]'` and, for rendering without a display, "
+            "install it in the project's folder with `pip install -e '.[lab]'` and, for rendering without a display, "
             "`apt install libosmesa6`."
         ) from error
     return mujoco
@@ -145,6 +145,12 @@ class World:
     def set_lamp(self, on: bool) -> None:
         """Green when `on`, red otherwise."""
         self.model.mat_rgba[self._lamp] = LAMP_ON if on else LAMP_OFF
+
+    @property
+    def visible(self) -> np.ndarray:
+        """All that pictures depend on, float64 (n,): radians, metres and shares of a colour."""
+        block, lamp = self.model.body_pos[self._block], self.model.mat_rgba[self._lamp]
+        return np.concatenate((self.data.qpos, block, lamp))
 
     def drive(self, drive: Drive) -> None:
         """Follow `drive` from the next step on."""
