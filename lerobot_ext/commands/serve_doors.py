@@ -52,7 +52,7 @@ def parse_door(text: str, host: str) -> Where:
             f"--door={text} is not understood, expected NAME:PORT or NAME:HOST:PORT with a port of 0 to 65535, for "
             f"example {_EXAMPLE}."
         )
-    return Where(name, named.removeprefix("[").removesuffix("]") or host, int(port))
+    return Where(name, (named or host).removeprefix("[").removesuffix("]"), int(port))
 
 
 def own_port(doors: Sequence[Where]) -> int:

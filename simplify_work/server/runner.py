@@ -220,6 +220,7 @@ class PolicyRunner:
         self, group: list[_Prepared], preprocess_s: float
     ) -> Iterator[tuple[int, Inference | Exception]]:
         started = time.perf_counter()
+        chunks = None
         try:
             chunks = self._predict_group(group)
         except Exception as error:
@@ -227,6 +228,8 @@ class PolicyRunner:
                 yield group[0].index, error
                 return
             logger.warning("a batch of %d failed (%s); inferring one by one", len(group), first_line(error))
+        if chunks is None:
+            # Not among the above: while an exception is handled, its traceback keeps the failed batch's tensors.
             for prepared in group:
                 yield from self._infer_group([prepared], preprocess_s)
             return

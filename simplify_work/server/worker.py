@@ -36,6 +36,7 @@ MAX_BATCH = 16
 IDLE_TIMEOUT_S = 600.0
 
 _STOP_TIMEOUT_S = 10.0
+_TRACE_EVERY_S = 10.0  # a policy that fails may do so at each step of each robot
 
 
 class Session:
@@ -77,7 +78,13 @@ class Session:
     ) -> Inference:
         """As `doors.BrainSession.infer`."""
         message = Infer(request=0, task=task, robot_type=robot_type)
-        return self._wait(message, dict(observation), timeout_s)
+        inference = self._wait(message, dict(observation), timeout_s)
+        # Our own clients look by themselves; a foreign one would execute it.
+        if not np.isfinite(inference.actions).all():
+            raise RemoteInferenceError(
+                "the policy gave actions that are not finite numbers; check the checkpoint and the observation."
+            )
+        return inference
 
     def reset(self) -> None:
         """As `doors.BrainSession.reset`; waits until the policy has forgotten the episode."""
@@ -139,6 +146,7 @@ class Worker:
         self.waiting = Mailbox()
         self.metrics = Metrics(lambda: len(self._sessions))
         self._thread = threading.Thread(target=self._work, name="policy-server-worker", daemon=True)
+        self._trace_again_s = 0.0
 
     @property
     def served(self) -> Served:
@@ -284,7 +292,9 @@ class Worker:
     def _fail(self, job: Job, error: Exception) -> None:
         self.metrics.refused.inc()
         if not isinstance(error, RemoteError):
-            logger.error("the policy failed on an observation", exc_info=error)
+            if time.monotonic() >= self._trace_again_s:
+                logger.error("the policy failed on an observation", exc_info=error)
+                self._trace_again_s = time.monotonic() + _TRACE_EVERY_S
             text = f"the policy failed on the server ({type(error).__name__}: {error}); its log says where."
             error = RemoteInferenceError(text)
         job.answer(Answer(error))

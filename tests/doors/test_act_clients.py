@@ -169,6 +169,49 @@ def test_a_policy_that_fails_or_is_slow_is_an_error_of_the_request(opened, conne
     assert client.ask(qpos(1))["status"] == "OK"
 
 
+def test_actions_that_are_no_numbers_are_an_error_and_no_part_of_the_episode(opened, connect, monkeypatch):
+    runner, _, door = opened()
+    client = connect(door.endpoint)
+    broken = Inference(np.full((5, 2), np.nan, np.float32), 0.0, 0.0, 0.0)
+    monkeypatch.setattr(runner, "infer", lambda requests: [(0, broken)])
+    assert "not finite numbers" in client.ask(qpos(1))["message"]
+    monkeypatch.undo()
+    np.testing.assert_allclose(client.ask(qpos(5))["action"], 5)
+
+
+def test_a_req_socket_that_numbers_its_requests_is_answered(opened):
+    _, _, door = opened()
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger, client.rcvtimeo = 0, PATIENCE_MS
+        client.req_correlate = client.req_relaxed = True
+        client.connect(door.endpoint)
+        for value in (1, 1, 1):
+            client.send(pickle.dumps(qpos(value)))
+            np.testing.assert_allclose(pickle.loads(client.recv())["action"], value)
+        client.send_multipart([b"two", b"parts"])
+        assert "one part" in pickle.loads(client.recv())["message"]
+
+
+def test_a_client_behind_a_proxy_is_told_and_not_mixed_with_others(opened):
+    _, _, door = opened()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as proxy:
+        proxy.linger, proxy.rcvtimeo = 0, PATIENCE_MS
+        proxy.connect(door.endpoint)
+        proxy.send_multipart([b"\0abcd", b"", pickle.dumps(qpos(1))])
+        *route, reply = proxy.recv_multipart()
+        assert route == [b"\0abcd", b""]
+        assert "by a REQ socket" in pickle.loads(reply)["message"]
+
+
+def test_a_policy_that_fails_at_each_step_does_not_fill_the_log(opened, connect, monkeypatch, caplog):
+    runner, _, door = opened()
+    client = connect(door.endpoint)
+    monkeypatch.setattr(runner, "infer", lambda requests: 1 / 0)
+    for _ in range(5):
+        assert "ZeroDivisionError" in client.ask(qpos(1))["message"]
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
 def test_a_client_that_does_not_wait_for_its_answer_is_told(opened):
     runner, _, door = opened()
     with zmq.Context() as context, context.socket(zmq.DEALER) as rude:

@@ -135,6 +135,7 @@ class Hostile:
         (changed(qpos=np.zeros((1, 17))), ("qpos has shape (1, 17), expected (17,)",)),
         (changed(qpos=np.zeros(17, np.int64)), ("qpos is int64, expected float32 or float64",)),
         (changed(qpos=np.full(17, np.nan)), ("qpos has a value that is not finite",)),
+        (changed(qpos=np.full(17, -1e300)), ("not finite, or too large for float32",)),
         (changed(qpos=[0.0] * 17), ("qpos is a list, expected an array",)),
         (changed(qpos=None), ("qpos is missing",)),
         (changed(images=None), ("images['rgb_main'] is missing", "Found: qpos (17,) float32.")),

@@ -13,7 +13,9 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from pickled import DTYPE, PROTOCOLS, call, part, read, refused
+from pickled import DTYPE, PROTOCOLS, call, nothing_happens, part, read, refused
+
+from simplify_work.server.doors.pickles import PickleRefused
 
 # --- what is refused: names and calls ---
 
@@ -146,8 +148,10 @@ def test_truncated_anywhere_is_refused():
     }
     for protocol in PROTOCOLS:
         data = pickle.dumps(sample, protocol)
-        for length in range(len(data)):
-            refused(data[:length])
+        with nothing_happens():
+            for length in range(len(data)):
+                with pytest.raises(PickleRefused):
+                    read(data[:length])
         refused(data + b".")
         refused(data + data)
 
@@ -223,6 +227,18 @@ def test_bombs_are_refused_in_little_memory_and_time(what, data):
     finally:
         tracemalloc.stop()
     assert took < 10
+
+
+def test_what_is_counted_or_compared_again_and_again_is_short():
+    """Of each the time would grow with the square of the stream: empty arrays weigh nothing, equal keys are compared."""
+    arrays = b"cnumpy.core.multiarray\n_reconstruct\n\x94)\x94h\x00h\x01R\x94(" + b"h\x02" * 9000 + b"t\x94"
+    assert "of 9000 parts" in refused(b"\x80\x04" + arrays + b"0(" + b"h\x00h\x03R" * 3000 + b"l.")
+    states = b"cnumpy\ndtype\n\x8c\x02f4\x85R\x94h\x03b"
+    assert "of 9000 parts" in refused(b"\x80\x04" + arrays + b"0(" + states * 1500 + b"l.")
+    key = b"X" + struct.pack("<I", 2**20) + b"k" * 2**20
+    two = b"\x80\x04}" + key + b"\x94Ns" + key + b"\x94Ns"
+    assert f"a key of {2**20} letters" in refused(two + b"(" + b"h\x00Nh\x01N" * 4900 + b"u.")
+    assert len(read(pickle.dumps({"k" * 1000: 0}))) == 1
 
 
 def test_more_than_is_admitted_is_refused():

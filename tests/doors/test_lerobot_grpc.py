@@ -35,6 +35,7 @@ def stand_in():
 @pytest.fixture
 def door(stand_in, monkeypatch):
     monkeypatch.setattr(lerobot_grpc, "_STRANGER_WAITS_S", 0.0)
+    monkeypatch.setattr(lerobot_grpc, "_WATCH_EVERY_S", 0.05)
     other = StandIn(12, 16)
     other.served = Served("other", other.served.inputs, DIM, CHUNK, CHUNK)
     with Worker(stand_in, "runs/one/model") as one, Worker(other, "runs/two/model") as two:
@@ -117,7 +118,19 @@ def test_instructions_choose_by_path_folder_or_the_end_of_the_path(door, checkpo
 
 @pytest.mark.parametrize(
     "checkpoint",
-    ["lerobot/smolvla_base", "/etc", "model", "", ".", "..", "/", "one", "runs/one\0", "x" * 100_000],
+    [
+        "lerobot/smolvla_base",
+        "/etc",
+        "model",
+        "",
+        ".",
+        "..",
+        "/",
+        "one",
+        "runs/one\0",
+        "x" * 100_000,
+        "a/" * 400_000,
+    ],
 )
 def test_what_is_not_served_is_refused_and_nothing_is_loaded(door, checkpoint, monkeypatch):
     loaded = []
@@ -179,6 +192,24 @@ def test_an_observation_without_what_was_announced_is_told(client):
     assert client.actions()
 
 
+def test_numbers_that_are_none_are_refused_and_the_next_observation_goes(client, stand_in):
+    for value in (float("nan"), float("inf"), 1e300):
+        client.observe(0, {**raw(), "joint3.pos": value})
+        code, text = refused(client.actions)
+        assert code is Code.INVALID_ARGUMENT and "observation.state has a value that is not finite" in text
+    assert stand_in.seen == []
+    client.observe(0)
+    assert client.actions()
+
+
+def test_what_is_refused_is_told_and_logged_in_few_words(client, caplog):
+    foreign = {"\N{CJK UNIFIED IDEOGRAPH-5173}" * 900 + str(i): 1.0 for i in range(100)}
+    code, text = refused(client.observe, observation={"a\nERROR forged": 1.0, **foreign})
+    assert code is Code.INVALID_ARGUMENT and text.startswith("the observation does not have what")
+    (line,) = [each.getMessage() for each in caplog.records if each.getMessage().startswith("refused")]
+    assert len(line) < 2500 and "\n" not in line
+
+
 class Evil:
     """Its pickle runs a command where it is unpickled."""
 
@@ -226,6 +257,7 @@ def test_hostile_pickles_are_refused_and_the_door_goes_on(client, door, tmp_path
         ("policy_type", 3),
         ("pretrained_name_or_path", None),
         ("rename_map", {"a": 1}),
+        ("rename_map", {STATE: "x" * 500_000}),
         ("lerobot_features", []),
         ("lerobot_features", {"observation.state": {"dtype": "float32", "shape": (6,)}}),
         ("lerobot_features", {"observation.state": {"dtype": "float32", "shape": (-6,), "names": []}}),
@@ -325,6 +357,7 @@ def test_a_client_that_is_gone_frees_its_place(door, client, monkeypatch):
             break
         time.sleep(0.05)
     assert refused(client.actions)[0] is Code.FAILED_PRECONDITION
+    monkeypatch.setattr(lerobot_grpc, "_IDLE_S", 30.0)  # however slow this machine is
     client.instruct()
     client.observe()
     assert client.actions()
@@ -348,10 +381,13 @@ def test_stopping_ends_all_and_frees_the_port(stand_in):
             with Client(door.endpoint) as client:
                 client.ready()
                 client.instruct()
-                asked = threading.Thread(target=lambda client=client: refused(client.actions))
+                told = []
+                asked = threading.Thread(
+                    target=lambda client=client, told=told: told.append(refused(client.actions))
+                )
                 asked.start()
                 door.stop()
                 door.stop()
                 asked.join(10)
-                assert not asked.is_alive()
+                assert told, "who waits for actions learns of it"
     assert not [each.name for each in threading.enumerate() if "lerobot_grpc" in each.name]

@@ -11,6 +11,7 @@ import pytest
 from openpi_client import WebsocketClientPolicy, pack, unpack
 from standin import CHUNK, DIM, SIDE, STATE, StandIn, actions_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from lerobot_ext.errors import UserError
 from lerobot_ext.virtual.testing import free_port
@@ -100,6 +101,10 @@ def test_the_habits_of_openpi_clients(client, observation):
         ({**FRAME, "prompt": 3}, "'prompt' is int, expected a text"),
         ({**FRAME, "prompt": "a", "task": "b"}, "different things"),
         ({**FRAME, STATE: "home"}, "'observation.state' is str, expected a numpy array"),
+        ({**FRAME, "prompt": "press " * 2000}, "'prompt' has 12000 characters, expected 8192 at most"),
+        ({**FRAME, STATE: bytes(DIM)}, "'observation.state' is bytes, expected a numpy array"),
+        ({**FRAME, STATE: np.full(DIM, np.nan)}, "observation.state has a value that is not finite"),
+        ({**FRAME, STATE: np.full(DIM, 1e300)}, "observation.state has a value that is not finite"),
         ([1, 2], "the message is list"),
         ({b"raw": 1}, "expected a text"),
     ],
@@ -130,6 +135,7 @@ BROKEN = {
     "lists of 4 G in each other": b"\xdd\x00\x00\xff\xff" * 3 + bytes(70_000),
     "many parts": pack([0] * (MAX_ITEMS + 1)),
     "a key twice": b"\x82\xa1a\x00\xa1a\x00",
+    "a long key of many": pack({"k" * 300: dict.fromkeys(map(str, range(1000)), 0)}),
     "a number as a key": b"\x81\x00\x00",
     "a list as a key": b"\x81\x90\x00",
     "no UTF-8": b"\xa1\xff",
@@ -218,8 +224,6 @@ def test_healthz_and_web_pages(door):
     address = door.endpoint.replace("ws://", "http://")
     with urllib.request.urlopen(f"{address}/healthz") as response:
         assert response.read() == b"OK\n"
-    from websockets.sync.client import connect
-
     with pytest.raises(InvalidStatus, match="403"):  # a page in a browser on this machine
         connect(door.endpoint, origin="http://example.org")
     with pytest.raises(urllib.error.HTTPError, match="426"):

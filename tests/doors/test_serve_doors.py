@@ -78,6 +78,7 @@ def test_options_repeat(act):
     )
     assert args.paths == [str(act), "b"]
     assert args.doors == [Where("act_zmq", "::1", 1), Where("openpi_ws", "::1", 2)]
+    assert parse_door("act_zmq:1", "[::1]") == Where("act_zmq", "::1", 1)
 
 
 def test_a_door_at_our_own_port_has_it(act):

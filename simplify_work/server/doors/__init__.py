@@ -127,7 +127,7 @@ def load(name: str) -> type[Door]:
     except ModuleNotFoundError as error:
         raise UserError(
             f"door '{name}' needs the package '{error.name}', which is not installed ({error}); "
-            "install it with: pip install 'lerobot_robot_ext[doors]'."
+            "install it in the project's folder: pip install -e '.[doors]'."
         ) from error
 
 

@@ -164,8 +164,8 @@ def _fault_of_qpos(value: Any, spec: FeatureSpec) -> list[str]:
         return [f"qpos has shape {value.shape}, expected {spec.shape}"]
     if value.dtype.name not in ("float32", "float64"):
         return [f"qpos is {value.dtype.name}, expected float32 or float64"]
-    if not np.isfinite(value).all():
-        return ["qpos has a value that is not finite"]
+    if not (np.abs(value) <= np.finfo(np.float32).max).all():  # false for nan, too
+        return ["qpos has a value that is not finite, or too large for float32"]
     return []
 
 

@@ -40,6 +40,7 @@ _MAX_AT_ONCE = 32  # requests that are being answered
 _MAX_CLIENTS = 256  # remembered, whether their sessions still are or not
 _GONE_S = 30.0  # a client this silent gives its place up to another one, if places are short
 _HIGH_WATER_MARK = 4  # a REQ client has one request under way
+_CORRELATE_BYTES = 4
 _LINGER_MS = 500
 _STOP_TIMEOUT_S = 10.0
 _STOPPED = "the server is being stopped."
@@ -151,29 +152,33 @@ class ActZmqDoor:
 
     def _receive(self, identity: bytes, frames: list[zmq.Frame]) -> None:
         """Hand one request to a thread that may wait for the policy."""
-        if len(frames) != 2 or len(frames[0]):
-            self._reply(identity, act_messages.error("this is no request of one part by a REQ socket."))
+        sizes = [len(frame) for frame in frames]
+        end = sizes.index(0) + 1 if 0 in sizes else 0
+        route = [identity, *(frames[:end] or [b""])]
+        # Before its request a REQ socket puts an empty part, and before that a number if it has REQ_CORRELATE. More comes
+        # through a proxy, whose clients would share an episode.
+        if not end or len(frames) != end + 1 or sizes[: end - 1] not in ([], [_CORRELATE_BYTES]):
+            self._reply(route, act_messages.error("this is no request of one part by a REQ socket."))
         elif identity in self._answering:
-            self._reply(identity, act_messages.error("the last request of this client is not answered yet."))
+            self._reply(route, act_messages.error("the last request of this client is not answered yet."))
         elif len(self._answering) >= _MAX_AT_ONCE:
-            self._reply(
-                identity, act_messages.error(f"{_MAX_AT_ONCE} requests are being answered; try again.")
-            )
+            self._reply(route, act_messages.error(f"{_MAX_AT_ONCE} requests are being answered; try again."))
         else:
             self._answering.add(identity)
             try:
-                self._pool.submit(self._answer, identity, frames[1])
+                self._pool.submit(self._answer, route, frames[end])
             except RuntimeError:  # shut down
                 self._answering.discard(identity)
-                self._reply(identity, act_messages.error(_STOPPED))
+                self._reply(route, act_messages.error(_STOPPED))
 
-    def _reply(self, identity: bytes, reply: bytes) -> None:
-        self._channel.send([identity, b"", reply])
+    def _reply(self, route: list[bytes | zmq.Frame], reply: bytes) -> None:
+        self._channel.send([*route, reply])
 
     # --- the pool's threads ---
 
-    def _answer(self, identity: bytes, frame: zmq.Frame) -> None:
+    def _answer(self, route: list[bytes | zmq.Frame], frame: zmq.Frame) -> None:
         """Answer one request; a REQ client that gets no answer hangs, so whatever happens is one."""
+        identity = route[0]
         try:
             reply = self._answered(identity, frame)
         except RemoteError as error:
@@ -184,7 +189,7 @@ class ActZmqDoor:
             reply = act_messages.error(f"the server failed ({type(error).__name__}); its log says where.")
         # Before the reply, after which the client may send its next request at once.
         self._answering.discard(identity)
-        self._reply(identity, reply)
+        self._reply(route, reply)
 
     def _answered(self, identity: bytes, frame: zmq.Frame) -> bytes:
         try:

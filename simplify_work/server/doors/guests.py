@@ -20,6 +20,8 @@ from simplify_work.wire.errors import FeatureMismatch, SessionLost
 logger = logging.getLogger(__name__)
 
 _REFUSAL_LOGGED_EVERY_S = 1.0
+_REFUSAL_LOGGED = 2000  # characters
+_MAX_PATH = 4096  # as Linux has it; resolving a longer one takes time that grows with its square
 
 
 class UnknownCheckpointError(LookupError):
@@ -37,7 +39,7 @@ def choose(brains: Sequence[Brain], asked: str) -> Brain:
     Raises:
         UnknownCheckpointError: With a list of what is served.
     """
-    for matches in (_by_path, _by_folder, _by_last_parts):
+    for matches in (_by_path, _by_folder, _by_last_parts) if len(asked) <= _MAX_PATH else ():
         found = [brain for brain in brains if matches(brain.path, asked)]
         if len(found) == 1:
             return found[0]
@@ -71,8 +73,22 @@ def check_single(served: Served) -> None:
         )
 
 
+def check_finite(observation: Mapping[str, np.ndarray]) -> None:
+    """Refuse numbers of which a policy would make actions that no robot can execute, or none that mean anything.
+
+    Args:
+        observation: Pictures and depth are not looked at: depth may say so where nothing was measured.
+
+    Raises:
+        FeatureMismatch: If a vector, or a window of them, has a nan or an infinite value.
+    """
+    for name, array in observation.items():
+        if array.ndim < 3 and not np.isfinite(array).all():
+            raise FeatureMismatch(f"{name} has a value that is not finite (as float32); look at that sensor.")
+
+
 class Refusals:
-    """Log what was refused, one line a second at most: garbage must not be able to fill the disk.
+    """Log what was refused, one short line a second at most: garbage must not be able to fill or forge the log.
 
     Args:
         log: Where to.
@@ -92,6 +108,9 @@ class Refusals:
                 return
             self._again_s = time.monotonic() + _REFUSAL_LOGGED_EVERY_S
             more, self._silent = self._silent, 0
+        what = "".join(
+            each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in what[:_REFUSAL_LOGGED]
+        )
         self._log.warning("refused %s%s", what, f" ({more} more since the last line)" if more else "")
 
 
@@ -113,7 +132,12 @@ class Guest:
         self._closed = False
 
     def infer(self, observation: Mapping[str, np.ndarray], task: str, timeout_s: float) -> Inference:
-        """As `BrainSession.infer`."""
+        """As `BrainSession.infer`.
+
+        Raises:
+            FeatureMismatch: Also if a vector has a value that is not finite.
+        """
+        check_finite(observation)
         try:
             return self._session.infer(observation, task=task, timeout_s=timeout_s)
         except SessionLost:
@@ -121,6 +145,8 @@ class Guest:
                 raise
             logger.info("%s was silent for so long that its episode is over; a new one begins", self.client)
             self._session = self.brain.open_session(self.client)
+            if self._closed:  # meanwhile, and maybe before there was this session
+                self._session.close()
             return self._session.infer(observation, task=task, timeout_s=timeout_s)
 
     def close(self) -> None:

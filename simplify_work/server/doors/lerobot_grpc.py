@@ -57,7 +57,7 @@ _IDLE_S = 30.0  # a client asks for actions again and again, so one that does no
 _UPLOAD_S = 10.0
 _WATCH_EVERY_S = 1.0
 _STRANGER_WAITS_S = 1.0  # LeRobot's client asks again at once after an error
-_DETAILS = 4000  # characters of a status, which travels in an HTTP/2 header of 8 KiB
+_DETAILS = 2500  # bytes of a status, which travels in an HTTP/2 header of 8 KiB; beyond ASCII each becomes three there
 _WORKERS = 2 * MAX_ROBOTS + 4  # a robot asks for actions and sends an observation at the same time
 
 _CODES = {
@@ -201,6 +201,16 @@ class LeRobotGrpcDoor(services_pb2_grpc.AsyncInferenceServicer):
     def GetActions(self, request: services_pb2.Empty, context: grpc.ServicerContext) -> services_pb2.Actions:  # noqa: N802
         """The chunk for the newest observation; empty if none comes in time."""
         robot = self._known(context)
+        try:
+            return self._actions(robot, context)
+        finally:
+            # A client does not give up by itself, and one that connects anew has another peer.
+            if not context.is_active():
+                self._end(context.peer(), "its client is gone", robot)
+
+    # --- robots ---
+
+    def _actions(self, robot: Robot, context: grpc.ServicerContext) -> services_pb2.Actions:
         with self._told(context), robot.asking(context):
             waiting = robot.take(self._obs_queue_timeout_s)
             if waiting is None:
@@ -215,8 +225,6 @@ class LeRobotGrpcDoor(services_pb2_grpc.AsyncInferenceServicer):
                 raise
             actions = inference.actions[: robot.instructions.actions_per_chunk]
             return services_pb2.Actions(data=pickled_actions(actions, observed, self._step_s))
-
-    # --- robots ---
 
     def _chosen(self, instructions: Instructions) -> Brain:
         brain = choose(self._brains, instructions.checkpoint)
@@ -239,12 +247,15 @@ class LeRobotGrpcDoor(services_pb2_grpc.AsyncInferenceServicer):
             )
         return robot
 
-    def _end(self, peer: str, why: str) -> None:
+    def _end(self, peer: str, why: str, which: Robot | None = None) -> None:
+        """End the robot of a connection, if it is `which` (None: any)."""
         with self._lock:
-            robot = self._robots.pop(peer, None)
-        if robot is not None:
-            logger.info("%s ends: %s", robot.guest.client, why)
-            robot.end()
+            robot = self._robots.get(peer)
+            if robot is None or which not in (None, robot):
+                return
+            del self._robots[peer]
+        logger.info("%s ends: %s", robot.guest.client, why)
+        robot.end()
 
     def _end_all(self) -> None:
         for peer in list(self._robots):
@@ -255,7 +266,7 @@ class LeRobotGrpcDoor(services_pb2_grpc.AsyncInferenceServicer):
         while not self._stopping.wait(_WATCH_EVERY_S):
             for peer, robot in list(self._robots.items()):
                 if robot.silent_s > _IDLE_S:
-                    self._end(peer, f"silent for {_IDLE_S:g} s")
+                    self._end(peer, f"silent for {_IDLE_S:g} s", robot)
             now = time.monotonic()
             for context, until in list(self._uploads.items()):
                 if now > until:
@@ -280,7 +291,7 @@ class LeRobotGrpcDoor(services_pb2_grpc.AsyncInferenceServicer):
 
     def _refuse(self, context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
         self._refusals.note(f"robot client {context.peer()}: {text}")
-        context.abort(code, text[:_DETAILS])
+        context.abort(code, text.encode(errors="replace")[:_DETAILS].decode(errors="ignore"))
 
 
 def _joined(pieces: Iterator[services_pb2.Observation]) -> bytearray:

@@ -28,6 +28,7 @@ OBSERVATION = "observation"
 MAX_INSTRUCTIONS = 2**20
 MAX_OBSERVATION = 64 * 2**20
 MAX_FEATURES = 256
+MAX_NAME = 256
 
 _MODULE = "lerobot.async_inference.helpers"
 
@@ -122,7 +123,8 @@ class Instructions:
                     raise FeatureMismatch(f"'{name:.100}' is {type(raw[name]).__name__}, expected a number.")
         try:
             # Looked up at the call: LeRobot's function takes vectors, force, only once our extension is in place.
-            frame = feature_utils.build_dataset_frame(dict(self.features), dict(raw), OBSERVATION)
+            with np.errstate(over="ignore"):  # what becomes infinite is refused later
+                frame = feature_utils.build_dataset_frame(dict(self.features), dict(raw), OBSERVATION)
         except (KeyError, TypeError, ValueError) as error:
             raise FeatureMismatch(
                 f"the observation does not have what the policy instructions announced ({type(error).__name__}: {error}); "
@@ -168,8 +170,10 @@ def read_instructions(data: bytes) -> Instructions:
             f"the policy instructions name {len(features)} features, expected {MAX_FEATURES} at most."
         )
     renamed = _field(fields, "rename_map", dict, {})
-    if not all(isinstance(name, str) for name in renamed.values()):
-        raise WireFormatError("rename_map of the policy instructions is not of names.")
+    if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in renamed.values()):
+        raise WireFormatError(
+            f"rename_map of the policy instructions is not of names of at most {MAX_NAME} letters."
+        )
     count = _field(fields, "actions_per_chunk", int)
     if count < 1:
         raise WireFormatError(f"actions_per_chunk is {count}, expected 1 or more.")
@@ -247,7 +251,11 @@ def _feature(key: str, feature: Any) -> dict[str, Any]:
         raise WireFormatError(f"feature '{key:.100}' has no shape of whole numbers.")
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
         raise WireFormatError(f"feature '{key:.100}' has no names.")
-    if dtype not in ("float32", "image", "video") or not 1 <= len(shape) <= 3 or not 1 <= len(key) <= 256:
+    if (
+        dtype not in ("float32", "image", "video")
+        or not 1 <= len(shape) <= 3
+        or not 1 <= len(key) <= MAX_NAME
+    ):
         raise WireFormatError(
             f"feature '{key:.100}' is {dtype:.40} {tuple(shape)[:8]}: no vector and no picture."
         )

@@ -19,6 +19,7 @@ from simplify_work.wire.errors import WireFormatError
 MAX_DEPTH = 16
 MAX_ITEMS = 10_000
 MAX_NDIM = 8
+MAX_KEY = 256  # whoever joins the keys of nested maps has the outer ones once for each of the inner ones
 
 _NDARRAY, _NPGENERIC = b"__ndarray__", b"__npgeneric__"
 _DTYPES = {
@@ -56,7 +57,8 @@ def unpack(data: bytes) -> Any:
 
     Raises:
         WireFormatError: If the bytes are not one whole value, nested deeper than MAX_DEPTH, of more than MAX_ITEMS
-            parts, of a type that observations do not have, or an array's size is not that of its dtype and shape.
+            parts or with a key longer than MAX_KEY, of a type that observations do not have, or an array's size is
+            not that of its dtype and shape.
     """
     reader = _Reader(data)
     value = reader.value(0)
@@ -147,6 +149,10 @@ class _Reader:
             if not isinstance(key, str | bytes) or key in found:
                 raise WireFormatError(
                     f"a MessagePack map has the key {key!r:.80} twice, or it is not a name."
+                )
+            if len(key) > MAX_KEY:
+                raise WireFormatError(
+                    f"a MessagePack map has a key of {len(key)} characters, expected {MAX_KEY} at most."
                 )
             found[key] = self.value(depth + 1)
         if found.get(_NDARRAY) is True:

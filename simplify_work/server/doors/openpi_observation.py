@@ -14,6 +14,7 @@ import numpy as np
 from simplify_work.server.protocol import Served
 from simplify_work.wire.errors import FeatureMismatch
 from simplify_work.wire.features import FeatureSpec
+from simplify_work.wire.messages import MAX_TEXT
 
 TASK_KEYS = ("prompt", "task")
 _OBSERVATION, _IMAGES = "observation.", "observation.images."
@@ -73,6 +74,8 @@ def _task(given: Mapping[str, Any]) -> str:
     for key, value in found.items():
         if not isinstance(value, str):
             raise FeatureMismatch(f"'{key}' is {_what(value)}, expected a text: what the robot shall do.")
+        if len(value) > MAX_TEXT:
+            raise FeatureMismatch(f"'{key}' has {len(value)} characters, expected {MAX_TEXT} at most.")
     if len(set(found.values())) > 1:
         raise FeatureMismatch("'prompt' and 'task' say different things; send one of them.")
     return next(iter(found.values()), "")
@@ -82,12 +85,14 @@ def _fitted(key: str, value: Any, spec: FeatureSpec) -> np.ndarray:
     """The array as our own clients send it; what cannot be made so is left to the check of all inputs."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
+        # Of plain bytes numpy would make an array of as many numbers.
+        if array.dtype.kind not in "biuf" or isinstance(value, memoryview):
             raise TypeError
     except (TypeError, ValueError):
         raise FeatureMismatch(f"'{key}' is {_what(value)}, expected a numpy array for {spec}.") from None
     if spec.kind == "vector":
-        return array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later
+            return array.astype(np.float32, copy=False)
     channels = spec.shape[-1]
     if array.ndim == 2 and channels == 1:
         array = array[..., None]
@@ -107,4 +112,6 @@ def _fault(spec: FeatureSpec, keys: list[str], given: Mapping[str, Any], served:
 
 
 def _what(value: Any) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return "bytes" if isinstance(value, memoryview) else type(value).__name__

@@ -11,9 +11,11 @@ from __future__ import annotations
 import http
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 from urllib.parse import unquote
 
@@ -42,6 +44,39 @@ MAX_CONNECTIONS = 16
 INFER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 2.0
 _REASON_BYTES = 120  # of a WebSocket's close frame, which holds 123
+_ACCEPT_AGAIN_S = 0.2
+_SEND_TIMEOUT_S = 5  # without a byte taken; an answer fits into the buffers of whoever reads the one before
+
+_failed_accepts = Refusals(logger)
+
+
+class _Listener(socket.socket):
+    """A listening socket that keeps two things from lasting for ever.
+
+    The library's server accepts nobody any more after the first `accept` that failed; and a client that reads nothing
+    would hold it up in `send`, and with that its end.
+    """
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection.
+
+        Raises:
+            OSError: Once the socket was closed.
+        """
+        self.settimeout(_ACCEPT_AGAIN_S)  # so that it is noticed
+        while True:
+            try:
+                connection, address = super().accept()
+                timeout = struct.pack("@ll", *divmod(int(_SEND_TIMEOUT_S * 10**6), 10**6))
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+                return connection, address
+            except TimeoutError:
+                pass  # who wanted to connect is gone
+            except OSError as error:
+                if self.fileno() < 0:
+                    raise
+                _failed_accepts.note(f"a connection: {error}")
+                time.sleep(_ACCEPT_AGAIN_S)  # until others are closed, most likely
 
 
 class OpenPiWsDoor:
@@ -86,23 +121,23 @@ class OpenPiWsDoor:
         Raises:
             UserError: If the port cannot be had.
         """
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._server = serve(
-                self._talk,
-                self._host,
-                self._port,
-                family=socket.AF_INET6 if ":" in self._host else socket.AF_INET,
-                compression=None,
-                max_size=self._max_message,
-                max_queue=1,
-                close_timeout=_CLOSE_TIMEOUT_S,
-                process_request=self._admit,
-                server_header=None,
-                origins=[None],  # no web page in a browser on this machine
-                logger=_library_logger,
-            )
+            bound = socket.create_server((self._host, self._port), family=family)
         except OSError as error:
             raise taken(self.name, self._host, self._port, error) from error
+        self._server = serve(
+            self._talk,
+            sock=_Listener(fileno=bound.detach()),
+            compression=None,
+            max_size=self._max_message,
+            max_queue=1,
+            close_timeout=_CLOSE_TIMEOUT_S,
+            process_request=self._admit,
+            server_header=None,
+            origins=[None],  # no web page in a browser on this machine
+            logger=_library_logger,
+        )
         self.endpoint = self._endpoint(self._server.socket.getsockname()[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="door-openpi_ws", daemon=True)
         self._thread.start()
@@ -140,23 +175,26 @@ class OpenPiWsDoor:
             _close(connection, CloseCode.TRY_AGAIN_LATER, "the server has all the clients that it admits")
             return
         try:
-            brain = self._brain(connection.request)
-            guest = Guest(brain, client)
+            with closing(Guest(self._brain(connection.request), client)) as guest:
+                self._answer(connection, guest)
         except RemoteError as error:
-            self._places.release()
             self._refusals.note(f"{client}: {error}")
             _close(connection, CloseCode.TRY_AGAIN_LATER, str(error))
-            return
+        except Exception:
+            logger.exception("a session for %s could not be had", client)
+            _close(connection, CloseCode.INTERNAL_ERROR, "the server failed; its log says where")
+        finally:
+            self._places.release()
+
+    def _answer(self, connection: ServerConnection, guest: Guest) -> None:
+        """Say what is served, then answer until the connection ends."""
         try:
-            connection.send(pack(metadata(brain, self._brains)))
+            connection.send(pack(metadata(guest.brain, self._brains)))
             _Conversation(connection, guest).run()
         except ConnectionClosed as error:
-            logger.info("%s is gone (%s)", client, error)
+            logger.info("%s is gone (%s)", guest.client, error)
         except Exception as error:
-            self._report(connection, client, error)
-        finally:
-            guest.close()
-            self._places.release()
+            self._report(connection, guest.client, error)
 
     def _report(self, connection: ServerConnection, client: str, error: Exception) -> None:
         """Tell the client what was wrong, as a text, and close, as openpi's server does."""

@@ -31,6 +31,8 @@ _MAX_LINE = 256  # of a number or a name in the opcodes of protocol 0
 _MAX_DIGITS = 40
 _MAX_INT_BYTES = 16
 _MAX_PROTOCOL = 5
+_MAX_KEY = 1000  # letters; long ones that are equal cost time each time they are compared
+_MAX_PARTS = 16  # arguments of a call, or parts of a state: what is counted before each call, however often it is named
 
 _NEWLINE = re.compile(b"\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -112,6 +114,8 @@ class Machine:
 
     def charge(self, *values: Any) -> None:
         """Count bytes that were, or are about to be, built."""
+        if len(values) > _MAX_PARTS:
+            raise PickleRefused(f"a pickle makes one object of {len(values)} parts.")
         self.budget -= sum(map(size_of, values))
         if self.budget < 0:
             raise PickleRefused("a pickle builds far more than it holds.")
@@ -188,6 +192,8 @@ class Machine:
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if type(key) is not str:  # its hash cannot be chosen, and does not recurse
                 raise PickleRefused(f"a pickle has a {type(key).__name__} as a key, expected text.")
+            if len(key) > _MAX_KEY:
+                raise PickleRefused(f"a pickle has a key of {len(key)} letters, expected {_MAX_KEY} at most.")
             target[key] = value
 
 
