@@ -183,13 +183,18 @@ def _looks_local(path: str) -> bool:
 
 
 def make_remote(data: dict[str, Any]) -> dict[str, Any]:
-    """The same config with its policy on the server; what the YAML says of the policy itself stays unread here."""
+    """The same config with its policy on the server; what the YAML says of the policy itself is not heeded."""
     if data["policy"].get("type") == "remote":
         return data
     remote = {"type": "remote"} | (data.get("server") or {})
     if data.get("rename_map"):
         remote["rename_map"] = data["rename_map"]
     logger.info("the policy %s runs on a server, at %s", data["policy"].get("path"), remote.get("address"))
+    if unread := sorted(data["policy"].keys() - {"path", "type", "device"}):
+        logger.warning(
+            "%s: not heeded, since the policy runs in another process, which takes it as its checkpoint says",
+            ", ".join(f"policy.{key}" for key in unread),
+        )
     return data | {"policy": remote}
 
 

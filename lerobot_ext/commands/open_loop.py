@@ -69,7 +69,7 @@ def with_defaults(data: dict[str, Any], plan: TipPlan | None) -> tuple[dict[str,
         data = _one_after_the_other(data, robot)
     config = ReplayRobotConfig(**{key: value for key, value in data["robot"].items() if key != "type"})
     meta = metadata(config.root, config.repo_id)
-    check_episodes(meta, config.episodes, config.start_frame)
+    check_episodes(meta, config)
     data = {"return_to_initial_position": False} | data
     shown_hz = meta.fps / config.stride * (config.speed or 1.0)
     task, tip = _told(meta, config, ask_tip=plan is None)

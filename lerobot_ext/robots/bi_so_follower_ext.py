@@ -33,11 +33,10 @@ from lerobot_ext.robots.config_bi_so_follower_ext import (
     BiSOFollowerExtConfig,
 )
 from lerobot_ext.robots.device_set import DeviceSet
-from lerobot_ext.robots.devices import DeviceError
 from lerobot_ext.robots.observation_report import ObservationReport
 from lerobot_ext.robots.servo_errors import ErrorWatch
 from lerobot_ext.robots.so_follower_ext import SO100FollowerExt, SO101FollowerExt, SOFollowerExt
-from lerobot_ext.robots.waiting import Patience
+from lerobot_ext.robots.waiting import patiently
 from lerobot_ext.sensors import ForceSensor, make_force_sensors_from_configs
 
 logger = logging.getLogger(__name__)
@@ -172,12 +171,7 @@ class BiSOFollowerExt(BimanualMixin, Robot):
             ConnectionError: An arm does not answer, or a device is lost or shows nothing new enough.
             KeyboardInterrupt: On Ctrl-C while something is waited for.
         """
-        with Patience(self.config.skip_limit_s) as patience:
-            while True:
-                try:
-                    return self._observe()
-                except DeviceError as failure:
-                    patience.wait(failure)
+        return patiently(self._observe, self.config.skip_limit_s)
 
     def _observe(self) -> RobotObservation:
         observation: RobotObservation = self._read_joints()

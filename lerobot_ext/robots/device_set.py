@@ -60,11 +60,6 @@ class DeviceSet:
         names = [f"{name}.{ch}" for name, sensor in self._sensors.items() for ch in sensor.spec.channels]
         return {FORCE: VectorFeature(names)} if names else {}
 
-    @property
-    def are_connected(self) -> bool:
-        """Whether all of them are."""
-        return all(device.is_connected for device in (self._cameras | self._sensors).values())
-
     def connect(self) -> None:
         """Open all of them.
 

@@ -92,9 +92,18 @@ class PatientBus(FeetechMotorsBus):
         return patient
 
     def _adapt_sdk(self) -> None:
-        """See every good status packet, and say how long to wait; on this bus's own handlers only."""
+        """Have the port alone, see every good status packet, say how long to wait; on this bus's own handlers only."""
         receive, port = self.packet_handler.rxPacket, self.port_handler
-        wait_long = port.setPacketTimeout
+        open_port, wait_long = port.setupPort, port.setPacketTimeout
+
+        def set_up_port(baudrate: int) -> bool:
+            opened = open_port(baudrate)
+            try:
+                port.ser.exclusive = True  # a second program would let the arm go, and talk into its answers
+            except OSError:
+                port.closePort()
+                raise
+            return opened
 
         def rx_packet(port: Any) -> tuple[list[int], int]:
             packet, result = receive(port)
@@ -107,6 +116,7 @@ class PatientBus(FeetechMotorsBus):
             if self._hurried:
                 port.packet_timeout -= FULL_PATIENCE_MS - self._patience_ms()
 
+        port.setupPort = set_up_port
         self.packet_handler.rxPacket = rx_packet
         port.setPacketTimeout = set_packet_timeout
 

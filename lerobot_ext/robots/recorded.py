@@ -22,6 +22,8 @@ from lerobot_ext.features import TIP, VectorFeature
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
+    from lerobot_ext.robots.config_replay import ReplayRobotConfig
+
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".pos", ".vel")  # of the joints that LeRobot's rollout knows
@@ -109,23 +111,37 @@ def _metadata(root: str | None, repo_id: str | None, stamp: int | None) -> LeRob
         raise _unreadable(root, repo_id, error) from error
 
 
-def check_episodes(meta: LeRobotDatasetMetadata, episodes: Sequence[int], start_frame: int) -> None:
-    """Refuse episodes that the dataset does not have, or that end before `start_frame`.
+def check_episodes(meta: LeRobotDatasetMetadata, config: ReplayRobotConfig) -> None:
+    """Refuse episodes that the dataset does not have, whose files are not there, or that end before `start_frame`.
 
     Raises:
-        UserError: Says which there are, or how long the episode is.
+        UserError: Says which there are, which file is missing, or how long the episode is.
     """
-    for episode in episodes:
+    for episode in config.episodes:
         if episode >= meta.total_episodes:
             there = f"0 to {meta.total_episodes - 1}" if meta.total_episodes else "none"
             raise UserError(
                 f"robot.episode: there is no episode {episode} in '{meta.root}'; it has {meta.total_episodes}: {there}."
             )
         length = int(meta.episodes[episode]["length"])
-        if start_frame >= length:
+        if config.start_frame >= length:
             raise UserError(
-                f"robot.start_frame is {start_frame}, but episode {episode} of '{meta.root}' has {length} frames."
+                f"robot.start_frame is {config.start_frame}, but episode {episode} of '{meta.root}' has {length} frames."
             )
+        if config.root is not None:
+            _check_files(meta, episode)
+
+
+def _check_files(meta: LeRobotDatasetMetadata, episode: int) -> None:
+    """LeRobot looks on the hub for a dataset of which a file is missing here; it may have no such name there."""
+    files = [meta.get_data_file_path(episode)]
+    files += [meta.get_video_file_path(episode, key) for key in meta.video_keys]
+    missing = next((file for file in files if not (meta.root / file).is_file()), None)
+    if missing is not None:
+        raise UserError(
+            f"episode {episode} of '{meta.root}' is not whole: there is no {missing}; copy the dataset again with all its "
+            "files, or give robot.repo_id in place of robot.root if it is on the hub."
+        )
 
 
 class Recording:

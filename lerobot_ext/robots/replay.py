@@ -90,7 +90,7 @@ class ReplayRobot(Robot):
     @cached_property
     def _meta(self) -> LeRobotDatasetMetadata:
         meta = metadata(self.config.root, self.config.repo_id)
-        check_episodes(meta, self.config.episodes, self.config.start_frame)
+        check_episodes(meta, self.config)
         return meta
 
     @cached_property
@@ -225,8 +225,9 @@ class ReplayRobot(Robot):
     def get_observation(self) -> RobotObservation:
         """The frame that is due.
 
-        The first call of a play gives its first frame. With a speed, that is taken to be half a frame old then, so that
-        a loop at the recording's rate neither misses nor repeats a frame for being a little early or late.
+        The first call of a play gives its first frame, and its clock starts when that is decoded. With a speed, it is
+        taken to be half a frame old then, so that a loop at the recording's rate neither misses nor repeats a frame for
+        being a little early or late.
 
         Returns:
             As the recorded robot's: joints as float, colour (H, W, 3) uint8, depth (H, W, 1) in its recorded unit,
@@ -248,6 +249,8 @@ class ReplayRobot(Robot):
             raise ConnectionError(
                 f"replay: row {row} of '{self._meta.root}' cannot be decoded: {text}"
             ) from error
+        if self._position is None:
+            self._started = self._clock()
         self._position = position
         observation = self.recording.numbers(row) | pictures
         if self.mark_frames:
@@ -259,13 +262,11 @@ class ReplayRobot(Robot):
 
     def _due(self) -> int:
         """The position that is due now, one behind the last if the play is over."""
-        now = self._clock()
         if self._position is None:
-            self._started = now
             return 0
         if self.config.speed == 0:
             return self._position + 1
-        passed = (now - self._started) * self.config.speed + self.frame_s / 2
+        passed = (self._clock() - self._started) * self.config.speed + self.frame_s / 2
         due = int(np.searchsorted(self._times_s, passed, side="right")) - 1
         if due == len(self._rows) - 1 and passed >= self._times_s[-1] + self.frame_s:
             due += 1

@@ -30,11 +30,10 @@ from lerobot_ext.robots.config_so_follower_ext import (
     SOFollowerExtConfig,
 )
 from lerobot_ext.robots.device_set import DeviceSet, attempt
-from lerobot_ext.robots.devices import DeviceError
 from lerobot_ext.robots.observation_report import ObservationReport
 from lerobot_ext.robots.patient_bus import NoAnswerError, PatientBus, PortLostError
 from lerobot_ext.robots.reopening import close, no_answer, reopen, restore
-from lerobot_ext.robots.waiting import Patience, interruptible
+from lerobot_ext.robots.waiting import interruptible, patiently
 from lerobot_ext.sensors import ForceSensor, make_force_sensors_from_configs
 
 logger = logging.getLogger(__name__)
@@ -70,6 +69,7 @@ class SOFollowerExt(SOFollower):
         self.bus = PatientBus.like(self.bus, config.num_read_retries)
         self.force_sensors: dict[str, ForceSensor] = make_force_sensors_from_configs(config.force_sensors)
         self._serial_number: str | None = None
+        self._opened = False
         self._devices = DeviceSet(self.cameras, self.force_sensors)
         self._forget()
 
@@ -105,8 +105,12 @@ class SOFollowerExt(SOFollower):
 
     @property
     def is_connected(self) -> bool:
-        """Whether arm, cameras and sensors all are."""
-        return self.bus.is_connected and self._devices.are_connected
+        """Whether there is something to disconnect.
+
+        Also when the arm's port or a camera has been lost: LeRobot disconnects at a run's end only what says that it is
+        connected, and what is left has to be let go.
+        """
+        return self._opened
 
     @check_if_already_connected
     def connect(self, calibrate: bool = True) -> None:
@@ -119,6 +123,7 @@ class SOFollowerExt(SOFollower):
             ConnectionError: One sentence on what is not there and what to do.
         """
         try:
+            self._opened = True
             self._forget()
             connect_bus(self.bus)
             self._serial_number = serial_ports.serial_number_of(self.bus.port)
@@ -171,12 +176,7 @@ class SOFollowerExt(SOFollower):
             ConnectionError: The arm does not answer, or a device is lost or shows nothing new enough.
             KeyboardInterrupt: On Ctrl-C while something is waited for.
         """
-        with Patience(self.config.skip_limit_s) as patience:
-            while True:
-                try:
-                    return self._observe()
-                except DeviceError as failure:
-                    patience.wait(failure)
+        return patiently(self._observe, self.config.skip_limit_s)
 
     def _observe(self) -> RobotObservation:
         observation: RobotObservation = self.from_arm(self.ask_positions)
@@ -249,6 +249,7 @@ class SOFollowerExt(SOFollower):
 
     def release(self) -> None:
         """As `disconnect`, without a word about it."""
+        self._opened = False
         self._devices.release()
         if self.bus.is_connected:
             attempt(f"{self.label} (its torque may still be on)", self._release_bus)

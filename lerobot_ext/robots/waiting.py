@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Self
@@ -44,6 +44,25 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+
+
+def patiently[Observed](observe: Callable[[], Observed], limit_s: float) -> Observed:
+    """What `observe` returns, once no device fails any more that may be waited for.
+
+    Args:
+        observe: Makes one observation, anew each time.
+        limit_s: How long a device may keep it waiting.
+
+    Raises:
+        DeviceError: A device's policy is to stop, or it has been waited for long enough.
+        KeyboardInterrupt: On Ctrl-C while something is waited for.
+    """
+    with Patience(limit_s) as patience:
+        while True:
+            try:
+                return observe()
+            except DeviceError as failure:
+                patience.wait(failure)
 
 
 class Patience:

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 OPTION = "initial_position"
 RATE_HZ = 50.0
 ARRIVE_S = 5.0
-_LOOK_S = 0.1
 # Of s(u) = 10 u^3 - 15 u^4 + 6 u^5 (minimum jerk: Flash & Hogan 1985), whose derivative is greatest at u = 1/2.
 _PEAK = 1.875
 
@@ -136,7 +135,7 @@ def approach(
             tell(f"{(way.steps - step) / RATE_HZ:.0f} s to go")
         # A step that was late is not made up for: the ones after it would come too fast.
         next_s = max(next_s + 1 / RATE_HZ, time.monotonic())
-        time.sleep(next_s - time.monotonic() if next_s > time.monotonic() else 0.0)
+        time.sleep(max(next_s - time.monotonic(), 0.0))
     until = time.monotonic() + arrive_s
     while missing := _missing(robot, where):
         if stopped():
@@ -144,9 +143,12 @@ def approach(
         if time.monotonic() >= until:
             raise UserError(
                 f"{OPTION}: {'; '.join(missing)}, {arrive_s:g} s after the last position was commanded; look whether "
-                f"something is in the way or the arm's power is off, or raise initial_tolerance ({where.tolerance:g})."
+                "something is in the way, the arm's power is off, or its max_relative_target is small; or raise "
+                f"initial_tolerance ({where.tolerance:g})."
             )
-        time.sleep(_LOOK_S)
+        # Commanded again: the servos do not confirm a position, and max_relative_target may have cut the last one short.
+        robot.send_action(dict(zip(names, goal.tolist(), strict=True)))
+        time.sleep(1 / RATE_HZ)
 
 
 def hold_when_released(robot: Any) -> bool:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lerobot_ext.arms import arms_of
 from lerobot_ext.errors import UserError
 from lerobot_ext.rollout.approach import Destination, Stopped, approach, destination, hold_when_released
 from lerobot_ext.rollout.companion import InferenceProcess
@@ -136,6 +137,7 @@ class Start:
         self._where: Destination | None = None
         self._moved = False
         self._broken_off = threading.Event()
+        self._in_use = False
 
     def begin(self) -> None:
         """With an inference process: connect the robot and move it while the policy is loaded, and wait for both."""
@@ -235,17 +237,17 @@ class Start:
         if self._moved and hold_when_released(robot):
             logger.warning("%s", HELD)
         try:
-            if robot.is_connected:
+            if robot.is_connected and not self._in_use:
                 robot.disconnect()
         except Exception as error:  # the reason why it is abandoned must be heard
             logger.warning("the robot could not be disconnected: %s", error)
 
     def wait_broken_off(self, thread: threading.Thread) -> None:
-        """Let the robot's thread end what it was told to stop."""
+        """Let the robot's thread end what it was told to stop; as long as it does not, the robot stays connected."""
         self._broken_off.set()
+        self._in_use = True  # also if a second Ctrl-C ends the wait
         thread.join(_PATIENCE_S)
-        if thread.is_alive():
-            self._robot = None  # somebody uses it, so it cannot be disconnected from here
+        self._in_use = thread.is_alive()
 
     def _made(self, robot_cfg: Any) -> Any:
         cfg = self._cfg
@@ -311,7 +313,8 @@ class _Phases:
     def _get_ready(self) -> None:
         """The robot's side (in its thread)."""
         try:
-            self._robot.connect()
+            self._robot.connect(calibrate=False)  # that would ask the operator, here where nobody sees it
+            _check_calibrated(self._robot)
             self._robot.get_observation()
             if self._start.moves:
                 self._enter("moving")
@@ -365,3 +368,12 @@ class _Phases:
         elif time.monotonic() - self._said_s >= _LINE_EVERY_S:
             logger.info("%s", self._state())
             self._said_s = time.monotonic()
+
+
+def _check_calibrated(robot: Any) -> None:
+    for arm in arms_of(robot).values():
+        if not arm.is_calibrated:
+            raise UserError(
+                f"robot: its motors do not hold the calibration of {arm.calibration_fpath}; run `lerobot-calibrate` with the "
+                "options of this robot. --split does not ask for a calibration while it starts."
+            )

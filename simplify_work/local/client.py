@@ -312,8 +312,11 @@ class PolicyClient:
                     self._outgoing.use_memory(
                         name is not None and self._hello(deadline, name).message.shared_memory
                     )
-                except TimeoutError as error:
-                    raise self._unreachable(self.timeout_s) from error
+                except BaseException as error:
+                    self._outgoing.close()  # the next observation offers it anew
+                    if isinstance(error, TimeoutError):
+                        raise self._unreachable(self.timeout_s) from error
+                    raise
 
     def _hello(self, deadline: float, segment: str | None = None) -> Reply:
         request = next(self._requests)

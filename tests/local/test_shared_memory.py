@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import standin
 
 from simplify_work.local import PolicyClient
+from simplify_work.server import server as server_module
 from simplify_work.wire import shared
+from simplify_work.wire.errors import ServerUnreachable
 
 pytestmark = pytest.mark.skipif(not shared.FOLDER.is_dir(), reason="there is no /dev/shm")
 
@@ -75,6 +78,27 @@ def test_a_server_that_came_back_gets_new_memory(serve, address):
         chunk = client.infer(frame)
     assert chunk.codec == "shared"
     np.testing.assert_array_equal(chunk.actions, standin.actions_for(frame))
+
+
+def test_memory_that_was_not_agreed_on_in_time_is_offered_again(serve, address, monkeypatch):
+    offered, goes_on = queue.Queue(), threading.Event()
+
+    class Late(shared.SharedView):
+        def __init__(self, name):
+            offered.put(name)
+            goes_on.wait(60)
+            super().__init__(name)
+
+    monkeypatch.setattr(server_module, "SharedView", Late)
+    serve(standin.StandIn(), address)
+    with PolicyClient(address, timeout_s=30) as client:
+        client.connect()
+        with pytest.raises(ServerUnreachable):
+            client.infer(standin.observation(), timeout_s=0.2)
+        name = offered.get(timeout=60)
+        assert not any(name in path for path in segments()), "nothing is kept that may never be read"
+        goes_on.set()
+        assert client.infer(standin.observation()).codec == "shared"
 
 
 def test_two_threads_do_not_write_over_each_other(serve, address):

@@ -160,6 +160,21 @@ def test_in_real_time_a_slow_loop_misses_frames_and_a_hasty_one_sees_them_twice(
     assert [frame for _, frame in seen] == [0, 1, 1, 6, 6, FRAMES - 1]
 
 
+def test_frames_are_not_missed_while_the_first_one_is_decoded(replay):
+    clock = Clock()
+    robot = replay(clock, speed=1)
+    decoded = robot._frames.get
+
+    def slowly(position):
+        clock.now += 0.3 if position == 0 else 0
+        return decoded(position)
+
+    robot._frames.get = slowly
+    seen = places(robot, 1)
+    clock.now += 1 / FPS
+    assert [frame for _, frame in seen + places(robot, 1)] == [0, 1]
+
+
 @pytest.mark.parametrize("speed", [1, 2])
 def test_a_loop_that_is_a_little_early_or_late_sees_every_frame_once(replay, speed):
     clock = Clock()
@@ -295,6 +310,17 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_and_not_invented(root, tmp
         pytest.raises(ConnectionError, match="replay: row 0 of .* cannot be decoded"),
     ):
         robot.get_observation()
+
+
+@pytest.mark.parametrize("folder", ["videos/observation.images.wrist", "data"])
+def test_a_file_that_is_missing_is_named_and_not_looked_for_on_the_hub(root, tmp_path, folder):
+    copy = tmp_path / "dataset"
+    shutil.copytree(root, copy)
+    for file in (copy / folder).rglob("file-*"):
+        file.rename(file.with_name("other.parquet"))
+    robot = make_robot_from_config(ReplayRobotConfig(root=str(copy)))
+    with pytest.raises(UserError, match=f"episode 0 of .* is not whole: there is no {folder}/.*; copy"):
+        robot.connect()
 
 
 def test_asking_before_connecting_is_an_error(root):

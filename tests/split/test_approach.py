@@ -49,7 +49,7 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
 
 
-@given(positions, positions, st.floats(1, 200))
+@given(positions, positions, st.floats(5, 200))
 def test_no_joint_is_faster_than_allowed_and_all_arrive_together(start, target, speed):
     way = SmoothWay(start, target, speed)
     path = np.array([way.at(step) for step in range(way.steps + 1)])
@@ -91,6 +91,24 @@ def test_the_joint_that_did_not_arrive_is_named():
         approach(robot, where, arrive_s=0.0)
     assert "right_elbow_flex.pos is at 10.0, wanted 50" in str(caught.value)
     assert "left_elbow_flex" not in str(caught.value) and "initial_tolerance" in str(caught.value)
+
+
+def test_an_arm_whose_steps_are_limited_arrives_although_its_last_step_was_cut_short():
+    class Limited(TwoArms):
+        """As with `max_relative_target`, the smaller of which is far below the speed of the motion."""
+
+        def send_action(self, action):
+            return super().send_action(
+                {
+                    name: float(np.clip(value, self.at[name] - 0.5, self.at[name] + 0.5))
+                    for name, value in action.items()
+                }
+            )
+
+    robot = Limited()
+    approach(robot, Destination({"left_gripper.pos": 90.0}, 100.0, 1.0))
+    assert robot.at["left_gripper.pos"] == pytest.approx(90, abs=1.0)
+    assert robot.at["right_gripper.pos"] == 10.0
 
 
 def test_nothing_is_sent_once_it_is_stopped():

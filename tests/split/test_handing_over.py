@@ -85,11 +85,17 @@ def rollout(monkeypatch):
     """`rollout(chunk, until)`: runs until so many actions were sent; returns robot, policy and context."""
     closing = []
 
-    def run(chunk, until, at_end=lambda server, robot: None, **changes):
+    def run(chunk, until, at_end=lambda server, robot, serve: None, **changes):
         folder, policy, robot = PrivateFolder(), Policy(chunk), TwoArms()
-        server = PolicyServer(policy, listen.bind(parse_address(folder.address)))
-        closing.extend([folder.close, server.stop])
-        server.start()
+        closing.append(folder.close)
+
+        def serve():
+            server = PolicyServer(policy, listen.bind(parse_address(folder.address)))
+            closing.append(server.stop)
+            server.start()
+            return server
+
+        server = serve()
         monkeypatch.setattr(context, "make_robot_from_config", lambda cfg: robot)
         cfg = EvaluateConfig(
             robot=BiSOFollowerConfig(left_arm_config=ARM, right_arm_config=ARM),
@@ -112,7 +118,7 @@ def rollout(monkeypatch):
         while len(robot.sent) - before < until:
             assert thread.is_alive() and time.monotonic() < end
             time.sleep(0.01)
-        at_end(server, robot)
+        at_end(server, robot, serve)
         shutdown.set()
         thread.join(PATIENCE_S)
         strategy.teardown(ctx)
@@ -146,14 +152,19 @@ def test_no_action_is_executed_twice_not_even_when_no_new_one_comes(rollout):
     def numbered(state, number):
         return np.tile((CHUNK * number + np.arange(CHUNK))[:, None] / 100, (1, 12))
 
-    def go_away(server, robot):
+    def go_away_and_come_back(server, robot, serve):
         server.stop()
         time.sleep(0.5)  # 50 ticks: what is queued is executed meanwhile
         held = len(robot.sent)
         time.sleep(0.5)
         assert len(robot.sent) == held, "nothing is sent any more, so the servos hold"
+        serve()
+        end = time.monotonic() + PATIENCE_S
+        while len(robot.sent) < held + 2 * CHUNK:
+            assert time.monotonic() < end, "it does not go on"
+            time.sleep(0.01)
 
-    run = rollout(numbered, until=5 * CHUNK, at_end=go_away)
+    run = rollout(numbered, until=5 * CHUNK, at_end=go_away_and_come_back)
     values = [action[NAMES[0]] for action in run.sent]
     assert values == sorted(values) and len(set(values)) == len(values)
 

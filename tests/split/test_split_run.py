@@ -18,6 +18,7 @@ from split_rig import SMALL_SERVER
 from test_companion import PATIENCE_S, ended, segments, wait_for
 
 from lerobot_ext.commands.demo import CONFIGS, write_config
+from lerobot_ext.commands.evaluate import make_remote
 from lerobot_ext.commands.main import main
 
 NOTICED_S = 1.0
@@ -139,6 +140,27 @@ def test_a_killed_inference_process(lab, config, small_server, tmp_path, lines, 
     assert LeRobotDataset("lab/rollout_split", root=root).num_episodes == 2
 
 
+def test_an_arm_that_is_lost_in_a_run(lab, config, small_server, tmp_path, lines, capsys):
+    """What was recorded is saved, both processes end, and that the torque may still be on is said."""
+    seen = {}
+
+    def unplug():
+        wait_for(lambda: lines.first("policy ready"))
+        wait_moving(lab)
+        seen["child"] = child_of(os.getpid())
+        lab.client.fault("follower", "unplugged")
+
+    try:
+        with Meanwhile(unplug):
+            assert main(["evaluate", "--split", "--yes", config(**{"robot.reopen_s": 0.2})]) == 2
+    finally:
+        lab.client.fault("follower")
+    assert "did not come back within 0.2 s" in capsys.readouterr().err.splitlines()[-1]
+    assert lines.first("arm: its port is gone, so its torque could not be switched off")
+    assert ended(seen["child"])
+    assert LeRobotDataset("lab/rollout_split", root=tmp_path / "dataset").num_episodes == 1
+
+
 def test_an_inference_process_that_is_started_again(lab, config, small_server, tmp_path, lines):
     def kill():
         wait_for(lambda: lines.first("policy ready"))
@@ -234,6 +256,17 @@ def test_env_local_and_split_contradict_each_other(config, capsys, monkeypatch):
     assert "leave one out" in capsys.readouterr().err
 
 
+def test_what_the_inference_process_does_not_get_is_told(caplog):
+    policy = {"path": "checkpoint", "device": "cpu", "n_action_steps": 5}
+    assert (
+        make_remote({"policy": policy, "server": {"address": "ipc://here"}})["policy"]["address"]
+        == "ipc://here"
+    )
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["policy.n_action_steps"]
+    make_remote({"policy": policy | {"type": "remote"}})
+    assert len(caplog.records) == 1, "that is the remote policy's own"
+
+
 def test_enter_starts_and_a_killed_robots_process_leaves_nothing(lab, config, tmp_path):
     """Asked on a terminal, which is a real one: nothing begins before Enter; then `kill -9` of the robot's process."""
     ours, theirs = os.openpty()
@@ -249,6 +282,7 @@ def test_enter_starts_and_a_killed_robots_process_leaves_nothing(lab, config, tm
         )
     os.close(theirs)
     try:
+        os.write(ours, b"\n")  # too early: no answer to a question that nobody asked yet
         wait_for(lambda: "Press Enter" in log.read_text() or robot.poll() is not None, "it does not ask")
         assert robot.poll() is None, log.read_text()[-2000:]
         place = still(lab)
