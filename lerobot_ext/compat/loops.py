@@ -26,7 +26,9 @@ def _record_loop(original: Callable) -> Callable:
         if dataset is None:
             return original(*args, **kwargs)
         with episode(robot, dataset), playing(robot, given["events"]):
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+        _forget_late_end(given["events"])
+        return result
 
     return record_loop
 
@@ -56,6 +58,7 @@ def _policy_loop(original: Callable) -> Callable:
             finally:
                 if hasattr(engine, "end_episode"):
                     engine.end_episode()
+        _forget_late_end(events)
         if ctx.runtime.shutdown_event.is_set():
             events["stop_recording"] = True  # no way back to the initial position: the next thing is the end
         if dataset is not None and not dataset.has_pending_frames():
@@ -63,6 +66,12 @@ def _policy_loop(original: Callable) -> Callable:
         return result
 
     return _policy_loop
+
+
+def _forget_late_end(events: dict) -> None:
+    """A key, or a replay's last frame, that came when the loop was ending by itself does not end the next one, too."""
+    if events.get("exit_early"):
+        events["exit_early"] = False
 
 
 def _base_run(original: Callable) -> Callable:

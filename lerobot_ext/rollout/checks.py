@@ -80,6 +80,19 @@ class ActionChecks:
             )
         return None
 
+    def check_rest_position(self, position: Mapping[str, float]) -> None:
+        """Refuse a rest position, by entry, that no chunk could ask for: the arm goes there when nobody looks.
+
+        Raises:
+            ValueError: With one sentence that names the joint.
+        """
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not low <= position.get(name, low) <= high:
+                raise ValueError(
+                    f"inference.rest_position has {name} at {position[name]:g}, allowed is {low:.4g} to {high:.4g}: "
+                    f"choose a position in between, or set inference.action_limits.{name}."
+                )
+
 
 def by_entry(values: Mapping[str, Any], names: Sequence[str], option: str) -> dict[str, Any]:
     """Values given by joint, with or without the ending (`shoulder_pan` for `shoulder_pan.pos`), by action entry.

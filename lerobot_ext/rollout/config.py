@@ -15,6 +15,9 @@ from lerobot_ext.rollout.forecast import percentile_of
 from lerobot_ext.rollout.merge import MERGES, WEIGHTS
 from simplify_work.wire.messages import Rtc
 
+MAX_GUIDANCE_WEIGHT = 1e6
+"""As on the wire."""
+
 CHOICES = {
     "merge": ("auto", *MERGES),
     "aggregate": tuple(WEIGHTS),
@@ -119,9 +122,15 @@ class AsyncInferenceConfig(InferenceEngineConfig):
         percentile_of(self.latency)
         if self.ensemble_coeff is not None and not math.isfinite(self.ensemble_coeff):
             raise _wrong("ensemble_coeff", self.ensemble_coeff, "a number, or null")
-        if self.seed is not None and self.seed < 0:
-            raise _wrong("seed", self.seed, "0 or more, or null")
-        for name in ("max_guidance_weight", "give_up_s", "rest_speed"):
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise _wrong("seed", self.seed, "0 to 2**32 - 1, or null")
+        if not 0 < self.max_guidance_weight <= MAX_GUIDANCE_WEIGHT:
+            raise _wrong(
+                "max_guidance_weight",
+                self.max_guidance_weight,
+                f"a number above 0, up to {MAX_GUIDANCE_WEIGHT:g}",
+            )
+        for name in ("give_up_s", "rest_speed"):
             if not getattr(self, name) > 0:
                 raise _wrong(name, getattr(self, name), "a number above 0")
         for name in ("max_hold_s", "limit_slack"):
@@ -130,6 +139,14 @@ class AsyncInferenceConfig(InferenceEngineConfig):
         for joint, limits in self.action_limits.items():
             if len(limits) != 2 or not limits[0] < limits[1]:
                 raise _wrong(f"action_limits.{joint}", list(limits), "[least, greatest]")
+        for joint, value in (self.rest_position or {}).items():
+            if not math.isfinite(value):
+                raise _wrong(f"rest_position.{joint}", value, "a finite number, in the action's units")
+        if self.rest_position and self.when_lost != "rest":
+            raise ValueError(
+                f"inference.rest_position is given, but inference.when_lost is {self.when_lost}, so the arm would never "
+                "go there: set inference.when_lost=rest, or leave rest_position out."
+            )
         self._check_pace()
 
     def _check_pace(self) -> None:
@@ -139,6 +156,7 @@ class AsyncInferenceConfig(InferenceEngineConfig):
                 ("hold_joints", []),
                 ("max_step", None),
                 ("max_steps", None),
+                ("monitor_s", 5.0),
             ):
                 if getattr(self, name) != unset:
                     raise ValueError(

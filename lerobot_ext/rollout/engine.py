@@ -237,8 +237,8 @@ class AsyncInferenceEngine(InferenceEngine):
 
     def _open_episode(self, obs: Mapping[str, Any]) -> None:
         names = self.action_names
-        if all(name in obs for name in names):
-            self._home = np.array([float(obs[name]) for name in names], np.float32)
+        home = np.array([float(obs.get(name, np.nan)) for name in names], np.float32)
+        self._home = home if np.isfinite(home).all() else None
         self._log.open(
             self._episode,
             fps=self._fps,

@@ -59,20 +59,28 @@ def make_engine(
     without = [name for name in names if name not in limits]
     if without:
         logger.info("no limits are known for %s; inference.action_limits sets them", ", ".join(without))
+    checks = ActionChecks.of(names, limits)
     rest_position = config.rest_position
     if rest_position is not None:
         rest_position = by_entry(rest_position, names, "inference.rest_position")
+        checks.check_rest_position(rest_position)
     by_entry(dict.fromkeys(config.hold_joints), names, "inference.hold_joints")
     merge = choose_merge(
         config.merge, source.supports_rtc, policy.config.type, ensembles=source.ensemble_coeff is not None
     )
+    if merge in ("rtc", "aggregate") and config.chunk_size_threshold == 0:
+        logger.warning(
+            "inference.merge is %s, but with inference.chunk_size_threshold=0 a chunk is asked for when the last one is "
+            "used up, and nothing is left to go on from; 0.5 asks at half of it",
+            merge,
+        )
     coeffs = (config.ensemble_coeff, source.ensemble_coeff, ACT_COEFF)
     logger.info("inference engine async: policy %s, merge %s", policy.config.type, merge)
     return AsyncInferenceEngine(
         config,
         source,
         merge=merge,
-        checks=ActionChecks.of(names, limits),
+        checks=checks,
         fps=fps,
         rest_position=rest_position,
         warm_up=max(1, compile_warmup_inferences) if use_torch_compile else 0,

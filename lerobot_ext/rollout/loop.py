@@ -66,6 +66,9 @@ class PacedLoop:
     takes longer makes the tick late; deadlines that are missed altogether are left out, and the motion goes on where it
     was, never in a burst. What `get_observation` and `send_action` raise ends the episode, as in LeRobot's loops.
 
+    Whether to stop is asked before an observation is read: one that was read gets its step, as in LeRobot's loops, so
+    that the last frame of a replay, which ends the episode, is acted on and recorded.
+
     Without an action (no chunks yet, or none any more) the way is finished, then nothing is sent and the servos hold.
 
     Attributes:
@@ -79,7 +82,7 @@ class PacedLoop:
         process_action: (position by entry, the last observation as the robot gave it) -> what is sent.
         on_step: Called after the first send of a policy step, with its observation and its action (None if there was
             none).
-        stop: Asked at every tick.
+        stop: Asked before the first observation and after every tick.
         keep_sends: Keep the times of sends.
     """
 
@@ -132,6 +135,8 @@ class PacedLoop:
         """
         self.tally, self.sends = Tally(), []
         try:
+            if self._stop():
+                return self.tally
             self._observe()
             self._resampler.reset(self._measured())
             with (
@@ -151,10 +156,8 @@ class PacedLoop:
         ticks = math.ceil(duration_s / period - 1e-6) if math.isfinite(duration_s) else math.inf
         tally.started_s = start = time.perf_counter()
         due = 0  # ticks of the grid, those that are missed included
-        while due < ticks and not self._stop():
+        while due < ticks:
             begins_step = resampler.begins_step
-            if begins_step and self._had_its_steps:
-                break
             precise_sleep(start + due * period - time.perf_counter())
             missed = max(0, math.floor((time.perf_counter() - start) / period) - due)
             due += missed
@@ -169,12 +172,12 @@ class PacedLoop:
                 with self._timed("recording and showing a policy step"):
                     self._on_step(self._seen, self._action)
             due += 1
-            if resampler.begins_step and due < ticks and not self._had_its_steps:
+            if self._stop():
+                break
+            if resampler.begins_step and due < ticks:
+                if tally.steps == self._config.max_steps:
+                    break
                 self._observe()
-
-    @property
-    def _had_its_steps(self) -> bool:
-        return self.tally.steps == self._config.max_steps
 
     def _observe(self) -> None:
         with self._timed("reading an observation"):
@@ -184,7 +187,8 @@ class PacedLoop:
 
     def _measured(self) -> list[float] | None:
         names = self._engine.action_names
-        missing = [name for name in names if name not in self._seen]
+        # What is not finite says nothing, and would be in every position that is counted from there.
+        missing = [name for name in names if not math.isfinite(self._seen.get(name, math.nan))]
         if not missing:
             return [float(self._seen[name]) for name in names]
         if self._config.max_step is not None:

@@ -54,13 +54,6 @@ class ActionQueue:
         self._model: Actions | None = None
         self._votes: Votes = np.empty(0, np.int64)  # of how many chunks a row is the mean
 
-    def drop(self) -> None:
-        """Forget what was not executed yet."""
-        here = self.executed - self._first
-        self._rows = self._rows[:here]
-        self._model = None if self._model is None else self._model[:here]
-        self._votes = self._votes[:here]
-
     def pop(self) -> Actions | None:
         """Hand out the next action, (dim,), the caller's own; None if there is none, and no timestep is counted."""
         if not len(self):

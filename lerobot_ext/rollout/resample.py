@@ -31,7 +31,8 @@ class Resampler:
 
     Where an action is not the one that the way led to (the first of an episode, the first after a wait, one that a
     merge has changed), the difference is taken back during one policy period: the bridge. Whatever the way, no joint's
-    commanded position changes by more than `max_step` from one tick to the next.
+    commanded position changes by more than `max_step` from one tick to the next, and during a step none lies beyond what
+    was commanded last and the actions that the way leads from and to.
 
     Args:
         names: The action's entries.
@@ -63,6 +64,7 @@ class Resampler:
         self._slope = self._end_slope = np.zeros(len(self._held))  # of a cubic, at this step's ends
         self._bridge = np.zeros(len(self._held))
         self._bridged_from = 0.0  # when the bridge was whole
+        self._low = self._high = self._sent  # a bridge and a bent way together could lead beyond their ends
 
     @property
     def begins_step(self) -> bool:
@@ -88,16 +90,19 @@ class Resampler:
             if led_to is not None:
                 self._here = np.where(self._held, self._here, led_to)
             self._slope = self._end_slope = np.zeros_like(self._slope)
-            return
-        self._here = np.array(action, np.float64)
-        if led_to is not None and not np.array_equal(led_to, self._here):
-            last = self._time(self._tick - 1)
-            self._bridge = self._bridge * self._share(last) + (led_to - self._here)
-            self._bridged_from = last
-        rows = [np.asarray(row, np.float64) for row in ahead[:LOOK_AHEAD]]
-        self._next = rows[0] if rows else None
-        if self._cubic:
-            self._plan_slopes(*rows)
+        else:
+            self._here = np.array(action, np.float64)
+            if led_to is not None and not np.array_equal(led_to, self._here):
+                last = self._time(self._tick - 1)
+                self._bridge = self._bridge * self._share(last) + (led_to - self._here)
+                self._bridged_from = last
+            rows = [np.asarray(row, np.float64) for row in ahead[:LOOK_AHEAD]]
+            self._next = rows[0] if rows else None
+            if self._cubic:
+                self._plan_slopes(*rows)
+        ends = [end for end in (self._sent, led_to, self._here, self._next) if end is not None]
+        if ends:
+            self._low, self._high = np.min(ends, 0), np.max(ends, 0)
 
     def tick(self) -> Positions | None:
         """The position to command now, (dim,) float64; None if there is no action and the way has ended."""
@@ -106,7 +111,7 @@ class Resampler:
         self._tick += 1
         if self._here is None:
             return None
-        wanted = self._way(phase) + self._bridge * self._share(now)
+        wanted = np.clip(self._way(phase) + self._bridge * self._share(now), self._low, self._high)
         wanted[self._held] = self._here[self._held]
         if self._sent is not None:
             if self._max_step is not None:

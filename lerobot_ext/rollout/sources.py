@@ -150,6 +150,8 @@ class LocalSource:
             preprocessed = time.perf_counter()
             with self._guided(request), self._seeded(request):
                 chunk = self._policy.predict_action_chunk(batch)
+            if len(chunk) > 1:  # TD-MPC's is (n, 1, dim)
+                chunk = chunk.transpose(0, 1)
             model_actions = chunk.squeeze(0).float().cpu().numpy().copy()
             inferred = time.perf_counter()
             actions = self._postprocessor(chunk).squeeze(0).float().cpu().numpy()
@@ -216,7 +218,7 @@ class RemoteSource:
         self.chunk_size = policy.welcome.chunk_size or None
         self.n_obs_steps = policy.welcome.n_obs_steps
         self.windows = vector_history(policy, None)
-        self.supports_rtc = bool(policy.supports_rtc())
+        self.supports_rtc = policy.welcome.supports_rtc
         self.ensemble_coeff = policy.welcome.temporal_ensemble_coeff
         self.patience_s = policy.config.timeout_s
         self._lock = threading.Lock() if self.n_obs_steps > 1 else nullcontext()

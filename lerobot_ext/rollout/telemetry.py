@@ -20,6 +20,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import threading
 from pathlib import Path
 from queue import SimpleQueue
@@ -51,11 +52,13 @@ class TelemetryWriter:
         Returns:
             The number.
         """
-        if self._folder is None:
-            return episode or 0
-        if episode is None:
-            episode = next(i for i in itertools.count(self._next) if not self._path(i).exists())
+        if episode is None and self._folder is None:
+            episode = self._next
+        elif episode is None:
+            episode = next(i for i in itertools.count(self._next) if not os.path.exists(self._path(i)))
         self._next = episode + 1  # the thread may not have made the file yet
+        if self._folder is None:
+            return episode
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="telemetry", daemon=True)
             self._thread.start()
@@ -83,24 +86,27 @@ class TelemetryWriter:
 
     def _write(self) -> None:
         file: TextIO | None = None
-        failed = False
-        while (item := self._lines.get()) is not None:
+        failed = over = False
+        while not over:
+            item = self._lines.get()
+            over = item is None
             try:
-                if isinstance(item, Path):
+                if isinstance(item, str):
                     if file is not None:
-                        file.close()
+                        file.write(item + "\n")
+                        if self._lines.empty():
+                            file.flush()
+                    continue
+                before, file = file, None
+                if before is not None:
+                    before.close()
+                if item is not None:
                     item.parent.mkdir(parents=True, exist_ok=True)
                     file = item.open("w")
-                elif file is not None:
-                    file.write(item + "\n")
-                    if self._lines.empty():
-                        file.flush()
             except OSError as error:
                 if not failed:
                     logger.warning("telemetry cannot be written to %s: %s", self._folder, error)
                 failed = True
-        if file is not None:
-            file.close()
 
 
 def _is_endless(value: Any) -> bool:

@@ -102,3 +102,14 @@ def test_a_command_leaves_nothing_to_a_config_that_is_made_after_it(act):
         strategy=BaseStrategyConfig(),
     )
     assert made.policy.type == "remote"
+
+
+def test_any_key_of_the_yaml_is_an_option_of_record():
+    """LeRobot's parser knows no options below names that the user chooses, as those of cameras are."""
+    from lerobot_ext.commands import record
+
+    data, source = record.merged_config(
+        ["--config_path=configs/collect.yaml", "--robot.cameras.side.on_error=skip_frame"]
+    )
+    config_files.check_keys(RecordConfig, data, source)
+    assert record.parse(RecordConfig, data).robot.cameras["side"].on_error == "skip_frame"

@@ -113,9 +113,8 @@ def test_what_another_rule_made_is_one_opinion():
         queue.merge(rule, 0, np.full((3, 1), value, np.float32))
     queue.merge(replace, 0, np.full((3, 1), 1, np.float32))
     queue.merge(rule, 0, np.full((3, 1), 3, np.float32))
-    assert queue.pop() == 2
-    queue.drop()
-    queue.merge(rule, 1, np.full((3, 1), 9, np.float32))
+    assert [queue.pop() for _ in range(4)] == [2, 2, 2, None]
+    queue.merge(rule, 3, np.full((3, 1), 9, np.float32))
     assert queue.pop() == 9
 
 
@@ -217,8 +216,22 @@ def test_the_nth_chunk_of_an_episode_is_asked_for_with_the_nth_seed():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("seed", -1), ("ensemble_coeff", float("nan")), ("merge", "mean")]
+    ("option", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**70),
+        ("ensemble_coeff", float("nan")),
+        ("merge", "mean"),
+        ("max_guidance_weight", float("inf")),
+        ("rest_position.pan", float("nan")),
+    ],
 )
 def test_an_option_that_cannot_be_is_named(option, value):
     with pytest.raises(ValueError, match=f"inference.{option} is {value}"):
-        AsyncInferenceConfig(**{option: value})
+        name, _, joint = option.partition(".")
+        AsyncInferenceConfig(**{name: {joint: value} if joint else value})
+
+
+def test_a_rest_position_that_would_never_be_gone_to_is_refused():
+    with pytest.raises(ValueError, match=r"when_lost is hold.* set inference.when_lost=rest, or leave"):
+        AsyncInferenceConfig(rest_position={"pan": 1.0})

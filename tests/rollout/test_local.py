@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from checkpoints import local_chunk, make_checkpoint
+from checkpoints import DEFAULT_INPUTS, local_chunk, make_checkpoint
 from lerobot.policies.utils import populate_queues, prepare_observation_for_inference
 from lerobot.policies.vqbet.modeling_vqbet import VQBeTPolicy
 from lerobot.processor import RelativeActionsProcessorStep
@@ -176,6 +176,25 @@ def test_a_policy_that_looks_back_gets_the_last_observations(tmp_path):
     assert len(made.infer(Request((shown[0],))).actions) == 4, "at an episode's start there is only one"
 
 
+def test_a_policy_whose_chunks_have_time_first_is_no_exception(tmp_path):
+    """TD-MPC's are (n, 1, dim)."""
+    small = {"latent_dim": 8, "mlp_dim": 16, "q_ensemble_size": 2, "cem_iterations": 2}
+    searched = {"n_gaussian_samples": 16, "n_pi_samples": 4, "n_elites": 4}
+    steps = {"n_action_repeats": 1, "n_action_steps": 1, "horizon": 5}
+    inputs = dict(DEFAULT_INPUTS)
+    inputs["observation.image"] = inputs.pop("observation.images.side")  # as LeRobot's TD-MPC wants it named
+
+    def renamed(preprocessor, postprocessor):
+        preprocessor.steps[0].rename_map = {"observation.images.side": "observation.image"}
+
+    path = make_checkpoint(
+        "tdmpc", tmp_path / "tdmpc", inputs=inputs, change=renamed, **small, **searched, **steps
+    )
+    made = source(path)
+    answer = made.infer(Request((observation(),)))
+    assert answer.actions.shape == answer.model_actions.shape == (5, 6)
+
+
 def test_rtc_of_a_policy_that_cannot_is_refused_in_a_sentence(act):
     with pytest.raises(ValueError, match="inference.merge is rtc, but policy 'act' cannot") as caught:
         make(act, AsyncInferenceConfig(merge="rtc"))
@@ -184,10 +203,18 @@ def test_rtc_of_a_policy_that_cannot_is_refused_in_a_sentence(act):
 
 def test_limits_and_rest_position_name_the_robots_joints(act):
     engine = make(
-        act, AsyncInferenceConfig(action_limits={"joint_2": (-1.0, 1.0)}, rest_position={"joint_0": 5.0})
+        act,
+        AsyncInferenceConfig(
+            action_limits={"joint_2": (-1.0, 1.0)}, when_lost="rest", rest_position={"joint_0": 5.0}
+        ),
     )
     assert (engine._checks.low[2], engine._checks.high[2]) == (-1, 1) and np.isinf(engine._checks.low[0])
     for option in ("action_limits", "rest_position"):
         value = (-1.0, 1.0) if option == "action_limits" else 1.0
         with pytest.raises(ValueError, match=f"inference.{option} names 'elbow'"):
-            make(act, AsyncInferenceConfig(**{option: {"elbow": value}}))
+            make(act, AsyncInferenceConfig(when_lost="rest", **{option: {"elbow": value}}))
+    beyond = AsyncInferenceConfig(
+        action_limits={"joint_2": (-1.0, 1.0)}, when_lost="rest", rest_position={"joint_2": 3.0}
+    )
+    with pytest.raises(ValueError, match=r"rest_position has joint_2.pos at 3, allowed is -1 to 1: choose"):
+        make(act, beyond)

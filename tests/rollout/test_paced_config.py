@@ -33,6 +33,7 @@ from lerobot_ext.rollout.config import AsyncInferenceConfig
         ),
         ({"policy_hz": 1, "control_hz": 2, "monitor_s": -1}, "inference.monitor_s is -1, expected 0 or more"),
         ({"max_step": 2.0}, "inference.max_step is 2.0, but it is for the loop with two rates"),
+        ({"monitor_s": 1.0}, "inference.monitor_s is 1.0, but it is for the loop with two rates"),
     ],
 )
 def test_wrong_rates_are_named(options, sentence):

@@ -172,9 +172,21 @@ def test_an_episode_without_a_number_takes_the_next_that_is_free(tmp_path):
 
 def test_without_a_folder_nothing_is_written():
     writer = TelemetryWriter(None)
-    writer.start(None)
+    assert [writer.start(None), writer.start(None), writer.start(7)] == [0, 1, 7], "but episodes are counted"
     writer.event("tick", 0.0)
     writer.close()
+
+
+def test_a_file_that_cannot_be_written_costs_its_own_lines_only(tmp_path, caplog):
+    (tmp_path / "episode_000001.jsonl").mkdir()
+    writer = TelemetryWriter(tmp_path)
+    for episode in range(3):
+        writer.start(episode)
+        writer.event("tick", 0.0)
+    writer.close()
+    written = [(tmp_path / f"episode_00000{episode}.jsonl").read_text() for episode in (0, 2)]
+    assert all(text.count("\n") == 2 for text in written)
+    assert caplog.text.count("telemetry cannot be written") == 1
 
 
 def test_a_folder_that_cannot_be_written_to_costs_one_log_line(tmp_path, caplog):

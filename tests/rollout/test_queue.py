@@ -108,14 +108,10 @@ def test_a_chunk_from_the_future_is_an_error():
         ActionQueue().merge(replace, 1, chunk_at(1, 3))
 
 
-def test_dropping_keeps_the_count_and_resetting_does_not():
+def test_resetting_forgets_the_actions_and_the_count():
     queue = ActionQueue()
     queue.merge(replace, 0, chunk_at(0, 5))
     queue.pop()
-    queue.drop()
-    assert (len(queue), queue.executed, queue.pop()) == (0, 1, None)
-    queue.merge(replace, 1, chunk_at(1, 5))
-    assert queue.pop().tolist() == [1, 0]
     queue.reset()
     assert (len(queue), queue.executed) == (0, 0) and queue.left_over(0) is None
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import NAMES
 
@@ -153,6 +153,37 @@ def test_no_position_is_further_than_max_step_from_the_one_before(
     sent = [position for position in positions(made, actions, ahead) if position is not None]
     way = np.array([np.zeros(2), *sent])
     assert np.abs(np.diff(way, axis=0)).max(initial=0) <= max_step + 1e-9
+
+
+@settings(deadline=None)
+@given(
+    RATES,
+    st.sampled_from(["linear", "cubic"]),
+    st.none() | st.floats(0.01, 20),
+    st.lists(st.none() | st.tuples(VALUES, VALUES), min_size=1, max_size=12),
+    st.lists(st.lists(st.tuples(VALUES, VALUES), max_size=3), min_size=12, max_size=12),
+)
+@example((10, 25), "linear", None, [(0, 0), (50, 0), (99, 0)], [[(100, 0)], [(100, 0)], [], *9 * [[]]])
+@example((10, 100), "cubic", None, [(0, 0), (50, 0)], [[(100, 0)], [(100, 0)], *10 * [[]]])
+def test_no_position_is_beyond_where_the_arm_was_sent_and_where_it_goes(
+    rates, resample, max_step, actions, ahead
+):
+    """Also where a bridge meets another one, or a bent way."""
+    made = resampler(*rates, start=(0, 0), resample=resample, max_step=max_step)
+    sent = led_to = np.zeros(2)
+    for action, following in zip(actions, ahead, strict=False):
+        rows = [] if action is None else [np.float32(action), *np.float32(following)[:1]]
+        ends = [sent, led_to, *rows]
+        made.step(None if action is None else rows[0], rows[1:])
+        while True:
+            position = made.tick()
+            if position is not None:
+                assert (position >= np.min(ends, 0) - 1e-6).all()
+                assert (position <= np.max(ends, 0) + 1e-6).all()
+                sent = position
+            if made.begins_step:
+                break
+        led_to = ends[-1] if rows else led_to
 
 
 def test_an_arm_that_had_to_go_slowly_arrives():
