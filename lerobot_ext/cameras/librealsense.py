@@ -24,8 +24,8 @@ def load() -> ModuleType:
         import pyrealsense2
     except ModuleNotFoundError as error:
         raise ConnectionError(
-            "RealSense cameras need the package pyrealsense2, which is not installed; run "
-            "pip install 'lerobot_robot_ext[realsense]'"
+            "RealSense cameras need the package pyrealsense2, which is not installed; in the "
+            "project's folder run: pip install -e '.[realsense]'"
         ) from error
     except ImportError as error:
         if "libusb" not in str(error):

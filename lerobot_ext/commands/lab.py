@@ -115,7 +115,8 @@ def serve(args: argparse.Namespace) -> int:
         from lerobot_ext.virtual.lab import Lab, LabConfig
     except ImportError as error:
         raise UserError(
-            f"the virtual lab cannot be loaded ({error}); install it with `pip install 'lerobot_robot_ext[lab]'`."
+            f"the virtual lab cannot be loaded ({error}); install what it needs in the project's folder: "
+            "pip install -e '.[lab]'."
         ) from error
     config = LabConfig(
         dir=args.dir,

@@ -37,8 +37,7 @@ def main(argv: list[str]) -> int | None:
     root = check_root(data)
     stop_on_sigterm()
     config_files.shorten_torchcodec()
-    with tip_option.without(words) as known:
-        cfg = parse(RecordConfig, known)
+    cfg = parse(RecordConfig, data)
     with tips.session(plan):
         session.prepare(cfg.robot, cfg.dataset, root, bool(cfg.resume), extras)
         with session.session(root, extras, again=again("record", argv)):
@@ -46,15 +45,18 @@ def main(argv: list[str]) -> int | None:
     return 0
 
 
-def parse(config_class: type, words: list[str]) -> Any:
-    """The config that LeRobot's own parser, which reads `sys.argv`, makes of the options in `words`."""
+def parse(config_class: type, data: dict[str, Any]) -> Any:
+    """The config that LeRobot's own parser makes of `data`; it reads files and `sys.argv`.
+
+    As options of its own it knows nothing below a name that is free, such as robot.cameras.side.
+    """
     from lerobot.configs import parser
 
     def identity(cfg: Any) -> Any:
         return cfg
 
     identity.__annotations__["cfg"] = config_class
-    with config_files.command_line("record", words):
+    with config_files.as_file(data) as path, config_files.command_line("record", [f"--config_path={path}"]):
         return parser.wrap()(identity)()
 
 

@@ -6,13 +6,10 @@ LeRobot's dataset config does not know it, so its parser must not see it. What i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
-from lerobot_ext.commands import config as config_files
 from lerobot_ext.errors import UserError
 from lerobot_ext.features import TIP
 from lerobot_ext.recording.tips import TipPlan
@@ -59,29 +56,6 @@ def take(data: dict[str, Any], option: str | None, source: str) -> TipPlan | Non
         # A text may have any characters; only what looks like a list or a mapping is read as one.
         value = yaml.safe_load(option) if option[:1] in "[{" and option else option
     return None if value is None else TipPlan.of(value, OPTION)
-
-
-@contextmanager
-def without(words: list[str]) -> Iterator[list[str]]:
-    """The words for LeRobot's parser: those given, with a copy of the YAML that has no tips, if it has any."""
-    path = config_files.config_path_of(words)
-    data = config_files.load_yaml(path) if path else {}
-    if TIP not in (data.get("dataset") or {}):
-        yield words
-        return
-    del data["dataset"][TIP]
-    with config_files.as_file(data) as copy:
-        yield [f"--config_path={copy}", *_without_path(words)]
-
-
-def _without_path(words: list[str]) -> list[str]:
-    rest = list(words)
-    for position, word in enumerate(rest):
-        key, equals, _ = word.partition("=")
-        if key == "--config_path":
-            del rest[position : position + (1 if equals else 2)]
-            break
-    return rest
 
 
 def one(plan: TipPlan | None) -> None:

@@ -105,7 +105,7 @@ def test_a_dataset_without_the_column(config, tmp_path, capsys):
     assert capsys.readouterr().out == "episode 0: no tip\n"
 
 
-def test_the_option_is_taken_out_before_lerobot_reads(tmp_path):
+def test_the_option_is_taken_out_before_lerobot_reads():
     words, given = tip_option.take_option([f"--dataset.{TIP}", "a b", "--resume=true", f"--dataset.{TIP}=c"])
     assert (words, given) == (["--resume=true"], "c")
     data = {"dataset": {"fps": 30, TIP: ["a", "b"]}}
@@ -119,19 +119,6 @@ def test_the_option_is_taken_out_before_lerobot_reads(tmp_path):
         UserError, match=r"x.yaml: .*'dataset.langage_tip'; did you mean 'dataset.language_tip'"
     ):
         tip_option.take({"dataset": {"langage_tip": "a"}}, None, "x.yaml")
-
-    path = tmp_path / "x.yaml"
-    path.write_text("dataset: {fps: 30, language_tip: {0: a}}\nrobot: {id: x}\n")
-    with tip_option.without([f"--config_path={path}", "--resume=true"]) as known:
-        copy, *rest = known
-        assert yaml.safe_load(Path(copy.partition("=")[2]).read_text()) == {
-            "dataset": {"fps": 30},
-            "robot": {"id": "x"},
-        }
-        assert rest == ["--resume=true"]
-    path.write_text("dataset: {fps: 30}\n")
-    with tip_option.without(["--config_path", str(path)]) as known:
-        assert known == ["--config_path", str(path)]
 
 
 @pytest.mark.parametrize(
