@@ -281,8 +281,8 @@ class _Phases:
             PhaseError: A phase did not come within its time, or the inference process ended.
             KeyboardInterrupt: The rollout shall end.
         """
-        self._thread.start()
         began_s, told = time.monotonic(), False
+        self._thread.start()
         try:
             with self._plan.progress() as show:
                 while not (both := self._are_ready()) or not told:

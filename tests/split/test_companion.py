@@ -127,11 +127,12 @@ def test_it_is_started_again_as_often_as_wanted(started, lines):
     wait_for(lambda: process.death is not None)
 
 
-def test_one_that_was_never_ready_is_not_started_again(started):
+def test_one_that_was_never_ready_is_not_started_again(started, lines):
     process, _ = started("fail", restarts=3)
     wait_for(lambda: process.death is not None)
     assert "ended with exit status 2" in process.death
     assert "model.safetensors is missing" in process.last_lines()
+    assert lines.first("started again") is None
 
 
 def test_one_that_does_not_end_is_made_to(started):
