@@ -179,7 +179,7 @@ def test_no_frame_within_the_warm_up_is_said(lab, monkeypatch):
     [
         (
             ModuleNotFoundError("No module named 'pyrealsense2'"),
-            r"pip install 'lerobot_robot_ext\[realsense\]'",
+            r"in the project's folder run: pip install -e '.\[realsense\]'",
         ),
         (ImportError("libusb-1.0.so.0: cannot open shared object file"), "apt-get install libusb-1.0-0"),
     ],
