@@ -19,7 +19,7 @@ import numpy as np
 from lerobot.datasets.video_utils import StreamingVideoEncoder, _CameraEncoderThread
 
 from lerobot_ext.recording.files import remove
-from lerobot_ext.recording.scheduling import OrdinaryThreads
+from lerobot_ext.recording.scheduling import OrdinaryThreads, stand_back
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class PatientStreamingEncoder(StreamingVideoEncoder):
         """Start one encoder a video; see LeRobot."""
         self._threads_before, self._opening = OrdinaryThreads(), set(video_keys)
         super().start_episode(video_keys, temp_dir, depth_video_keys)
+        for thread in self._threads.values():
+            stand_back(thread)
         self._folders = [path.parent for path in self._video_paths.values()]
         self._first, self._waited_s = {}, {}
         self._fed = dict.fromkeys(video_keys, 0)

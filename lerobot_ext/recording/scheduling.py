@@ -1,4 +1,4 @@
-"""Encoders stay ordinary threads, so that they do not come before the loop that moves the arm.
+"""Encoders come after the loop that moves the arm: what they encode can wait in a queue, the arm cannot.
 
 SVT-AV1, LeRobot's default encoder, makes its threads and the one that calls it real-time ones (SCHED_FIFO, priority 99)
 where it may, which is for root. Such a thread gives its core away to no ordinary one, and every process started from
@@ -8,9 +8,26 @@ it inherits that. It has no option against it.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from pathlib import Path
 
 TASKS = Path("/proc/self/task")
+NICE = 10
+"""Of encoders: a share of a busy core a ninth of an ordinary thread's, and all that others leave."""
+
+
+def stand_back(thread: threading.Thread) -> None:
+    """Let a running thread, and those that it starts from now on, come after ordinary ones; only on Linux."""
+    if sys.platform != "linux" or thread.native_id is None:
+        return  # elsewhere niceness is of the whole process
+    try:
+        if (
+            os.getpriority(os.PRIO_PROCESS, thread.native_id) < NICE
+        ):  # going back takes a right that users do not have
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, NICE)
+    except ProcessLookupError:
+        return  # it ended meanwhile
 
 
 class OrdinaryThreads:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_recording as small
 
-from lerobot_ext.recording.scheduling import TASKS, OrdinaryThreads, _real_time
+from lerobot_ext.recording.scheduling import NICE, TASKS, OrdinaryThreads, _real_time, stand_back
 
 pytestmark = pytest.mark.skipif(
     not TASKS.is_dir() or os.geteuid() != 0,
@@ -19,8 +19,10 @@ pytestmark = pytest.mark.skipif(
 AV1 = {"vcodec": "libsvtav1", "preset": 12}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def may():
+    if os.geteuid() != 0:
+        pytest.skip("only root has real-time threads")
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except PermissionError:
@@ -55,7 +57,7 @@ def av1_dataset(root, streaming, cameras):
     )
 
 
-def test_what_the_encoder_takes_is_given_back(tmp_path):
+def test_what_the_encoder_takes_is_given_back(may, tmp_path):
     before = OrdinaryThreads()
     encode_av1(tmp_path / "a.mp4")
     assert os.sched_getscheduler(0) == os.SCHED_FIFO, "SVT-AV1 does no longer do this: this module can go"
@@ -64,7 +66,7 @@ def test_what_the_encoder_takes_is_given_back(tmp_path):
     assert before.restore() == 0
 
 
-def test_a_thread_that_somebody_chose_stays(tmp_path):
+def test_a_thread_that_somebody_chose_stays(may, tmp_path):
     chosen, over = threading.Event(), threading.Event()
     found = []
 
@@ -86,7 +88,7 @@ def test_a_thread_that_somebody_chose_stays(tmp_path):
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-def test_while_it_is_recorded(tmp_path):
+def test_while_it_is_recorded(may, tmp_path):
     """Both cameras' encoders are ordinary from the moment that they are open."""
     cameras = (small.SIDE, small.WRIST)
     dataset = av1_dataset(tmp_path / "a", True, cameras)
@@ -106,7 +108,7 @@ def test_while_it_is_recorded(tmp_path):
     assert dataset.num_frames == index
 
 
-def test_when_it_is_encoded_afterwards(tmp_path):
+def test_when_it_is_encoded_afterwards(may, tmp_path):
     dataset = av1_dataset(tmp_path / "a", False, (small.SIDE,))
     for index in range(3):
         given = small.frame(0, index)
@@ -115,3 +117,44 @@ def test_when_it_is_encoded_afterwards(tmp_path):
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
     assert not _real_time()
     dataset.finalize()
+
+
+def niceness() -> dict[int, int]:
+    return {int(each.name): os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in TASKS.iterdir()}
+
+
+def test_encoders_and_their_threads_stand_back_and_nobody_else(tmp_path):
+    before = niceness()
+    dataset = small.create(tmp_path / "a")
+    small.add_frames(dataset, 0)
+    encoder = dataset.writer._streaming_encoder
+    end = time.monotonic() + 60
+    while encoder._frame_queues and any(not each.empty() for each in encoder._frame_queues.values()):
+        assert time.monotonic() < end, "the encoders take no frames"
+        time.sleep(0.01)
+    encoders = {thread.native_id for thread in encoder._threads.values()}
+    now = niceness()
+    assert {now[tid] for tid in encoders} == {NICE}
+    assert all(now[tid] == nice for tid, nice in before.items() if tid in now), "the others are as they were"
+    dataset.save_episode()
+    dataset.finalize()
+
+
+def test_who_stands_further_back_stays_there():
+    """Without a right of its own, a thread cannot come forward again."""
+    found, may_end, back = [], threading.Event(), threading.Event()
+
+    def run():
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+        back.set()
+        may_end.wait(60)
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert back.wait(60)
+    stand_back(thread)
+    may_end.set()
+    thread.join()
+    assert found == [15]
+    stand_back(thread)  # which has ended
