@@ -13,10 +13,7 @@ from lerobot.rollout.inference.factory import InferenceEngineConfig
 
 from lerobot_ext.rollout.forecast import percentile_of
 from lerobot_ext.rollout.merge import MERGES, WEIGHTS
-from simplify_work.wire.messages import Rtc
-
-MAX_GUIDANCE_WEIGHT = 1e6
-"""As on the wire."""
+from simplify_work.wire.messages import MAX_GUIDANCE_WEIGHT, Rtc
 
 CHOICES = {
     "merge": ("auto", *MERGES),

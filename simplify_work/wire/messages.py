@@ -16,6 +16,7 @@ from simplify_work.wire.features import Dim, FeatureSpec
 
 PROTOCOL_VERSION = 4
 
+MAX_GUIDANCE_WEIGHT = 1e6
 MAX_TEXT = 8192
 MAX_ARRAYS = 64
 MAX_NDIM = 8
@@ -158,7 +159,7 @@ class Rtc(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     execution_horizon: Count
     guidance: Literal["identity", "jacobian"] = "identity"
     schedule: Literal["zeros", "ones", "linear", "exp"] = "linear"
-    max_guidance_weight: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 10.0
+    max_guidance_weight: Annotated[float, msgspec.Meta(gt=0, le=MAX_GUIDANCE_WEIGHT)] = 10.0
 
 
 class Infer(Message):
